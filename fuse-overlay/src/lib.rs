@@ -1,0 +1,1 @@
+//! A layered filesystem over FUSE.

@@ -1,0 +1,5 @@
+//! The `hostel` command.
+
+fn main() -> std::process::ExitCode {
+    hostel::cli::main()
+}

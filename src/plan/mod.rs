@@ -1,0 +1,171 @@
+//! What a container will be, decided before anything is touched.
+//!
+//! [`build`] merges what was asked for ([`RunRequest`]) with what the image says into a
+//! [`ContainerPlan`]. It does no I/O: what depends on the root filesystem's content (the user's
+//! numeric id, the command's path) is carried as a question and answered by the sandbox.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
+
+/// Everything the supervisor and the sandbox need; saved as `spec.json` and read back by `start`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerPlan {
+    /// The OCI runtime spec: process (args, env, cwd, terminal, capabilities, rlimits,
+    /// noNewPrivileges, oomScoreAdj), hostname, mounts in order, masked and read-only paths, sysctl,
+    /// namespaces, root.readonly. `process.user` is not final: see [`Self::user`].
+    pub spec: Spec,
+    /// The user as asked for (`-u`, or the image's USER): `name|uid[:group|gid]`, empty for root.
+    /// The sandbox resolves it against the container's own /etc/passwd and /etc/group.
+    pub user: String,
+    /// Groups added with `--group-add`, names or numbers.
+    pub group_add: Vec<String>,
+    /// How the writable layer is made.
+    pub write_mode: WriteMode,
+    /// The network.
+    pub network: NetworkPlan,
+    /// The system calls that are allowed.
+    pub seccomp: SeccompPlan,
+    /// Keep stdin open (`-i`).
+    pub stdin_open: bool,
+    /// Put hostel's own init in front of the command as pid 1 (`--init`).
+    pub init: bool,
+    /// Remove the container when it ends (`--rm`).
+    pub auto_remove: bool,
+    /// Signal that `stop` sends first, as a number.
+    pub stop_signal: i32,
+    /// Seconds that `stop` waits before SIGKILL; negative waits for ever.
+    pub stop_timeout_s: i64,
+    /// Named and anonymous volumes to be made when missing, before the mounts that use them.
+    pub volumes: Vec<VolumePlan>,
+}
+
+/// How the container's writes are kept (design: fuse-overlay.md).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WriteMode {
+    /// Hybrid where the kernel allows it and the root does not need pure, else pure.
+    #[default]
+    Auto,
+    /// The kernel's overlayfs over the read-only FUSE mount.
+    Hybrid,
+    /// The FUSE server is the whole overlay.
+    Pure,
+}
+
+/// Which network the container gets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// Loopback only.
+    None,
+    /// The host's network namespace.
+    Host,
+    /// The userspace network (the default).
+    Bridge,
+    /// The network namespace of another container, by the reference that was given.
+    Container(String),
+}
+
+/// The network as asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkPlan {
+    /// Which kind.
+    pub mode: NetworkMode,
+    /// Published ports, ranges already expanded to one entry a port.
+    pub publish: Vec<PublishedPort>,
+    /// Publish every EXPOSEd port on a random host port (`-P`).
+    pub publish_all: bool,
+    /// EXPOSEd ports (image and `--expose`).
+    pub expose: Vec<(u16, Protocol)>,
+    /// `--add-host name:ip`; the address may be `host-gateway`.
+    pub extra_hosts: Vec<(String, HostAddress)>,
+    /// `--dns`; empty means the gateway's forwarder.
+    pub dns: Vec<IpAddr>,
+    /// `--dns-search`.
+    pub dns_search: Vec<String>,
+    /// `--dns-option`.
+    pub dns_options: Vec<String>,
+    /// Ports of the host's loopback that the container may reach (`--host-loopback`).
+    pub host_loopback: HostLoopback,
+    /// MTU of the container's interface in bytes (`--opt mtu=`, `--network bridge:mtu=`).
+    pub mtu_bytes: Option<u16>,
+}
+
+/// Where an extra host name points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostAddress {
+    /// The address that reaches the host.
+    HostGateway,
+    /// A plain address.
+    Ip(IpAddr),
+}
+
+/// What of the host's loopback is open to the container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostLoopback {
+    /// Nothing (the default).
+    #[default]
+    Closed,
+    /// Only these ports.
+    Ports(Vec<u16>),
+    /// Every port.
+    All,
+}
+
+/// A transport protocol that can be published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// One published port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedPort {
+    /// Address to listen on; `None` is every address of both families.
+    pub host_ip: Option<IpAddr>,
+    /// Port to listen on; `None` lets the kernel choose.
+    pub host_port: Option<u16>,
+    /// Port inside the container.
+    pub container_port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// Which seccomp filter is loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SeccompPlan {
+    /// The engine's default profile, adapted to the container's capabilities.
+    #[default]
+    Default,
+    /// No filter.
+    Unconfined,
+    /// A profile in Docker's JSON, its text.
+    Profile(String),
+}
+
+/// A volume that must exist before the container starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumePlan {
+    /// Name; for an anonymous volume 64 hex digits, made by the caller.
+    pub name: String,
+    /// Whether it was made for this container (`-v /path`, the image's VOLUME).
+    pub anonymous: bool,
+    /// Where it is mounted: content of the image there is copied in when the volume is new.
+    pub destination: PathBuf,
+    /// `nocopy` was given.
+    pub no_copy: bool,
+}
+
+/// Labels and annotations are sorted maps, so that a saved plan reads the same every time.
+pub type Labels = BTreeMap<String, String>;
