@@ -1,1 +1,21 @@
-//! A layered filesystem over FUSE.
+//! A layered filesystem over FUSE, for users without privilege.
+//!
+//! Layers are packed: a layer is its uncompressed tar, whole, in one file, with an index beside
+//! it ([`pack`]). The layers of an image are merged once into one immutable index that is mapped,
+//! not loaded ([`index`]), and served from there ([`serve`]) through a mount that an unprivileged
+//! process makes inside its own user namespace ([`mount`]). A directory can be a lower layer too.
+//!
+//! ```text
+//! tar stream --pack::index_tar--> LayerIndex --index::merge--> MergedIndex
+//!                                                                  |
+//!          /dev/fuse <--mount::mount-- (in the namespace)     serve::Server --> requests
+//! ```
+//!
+//! The crate knows nothing of containers, image formats or command lines. All unsafe code is in
+//! `sys`; all types of the `fuser` crate are in one private module of [`serve`].
+
+pub mod index;
+pub mod mount;
+pub mod pack;
+pub mod serve;
+mod sys;

@@ -1,0 +1,197 @@
+//! Serving: answers the kernel's requests on one FUSE connection until it is unmounted.
+//!
+//! The server runs outside the namespaces, as the plain user, with nothing but file descriptors:
+//! the packed layers and their index, or the root of a directory, and a private directory for
+//! what is written. It never touches the mount it serves. Every request gets exactly one answer,
+//! and none a panic.
+
+mod attr;
+mod backend;
+mod fuse;
+mod packed;
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use crate::index::MergedIndex;
+
+/// What lies below, unchanged by anything this server does.
+#[derive(Debug)]
+pub enum Lower {
+    /// Packed layers and the merged index that says what is where in them.
+    Packed {
+        /// The merged index.
+        index: MergedIndex,
+        /// The uncompressed tars, bottom first, as many as the index counts.
+        layers: Vec<File>,
+    },
+    /// A directory, which may change underneath.
+    Directory(DirectoryLower),
+}
+
+/// A directory as a lower layer.
+#[derive(Debug)]
+pub struct DirectoryLower {
+    /// The directory that becomes the root.
+    pub root: OwnedFd,
+    /// What of it is not shown.
+    pub rules: Vec<PathRule>,
+}
+
+/// A rule on a path of a [`DirectoryLower`], absolute with the lower directory as its root. The
+/// longest rule that fits a path decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathRule {
+    /// A directory is shown empty; anything else is not shown.
+    Hide(PathBuf),
+    /// Shown even below a hidden directory; on the way to it, hidden directories show nothing
+    /// but the next name.
+    Expose(PathBuf),
+}
+
+/// What becomes of writes.
+#[derive(Debug)]
+pub enum Mode {
+    /// They are refused; the mount should be read-only too.
+    ReadOnly,
+    /// They go to a directory of the caller's own.
+    Overlay {
+        /// A private, local directory, empty at first; what is in it is this crate's affair.
+        upper: OwnedFd,
+        /// Nothing will read the upper after this server ends: syncing is skipped.
+        volatile: bool,
+    },
+}
+
+/// How ids are shown in the mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ids {
+    /// Users.
+    pub uids: IdRange,
+    /// Groups.
+    pub gids: IdRange,
+}
+
+/// One kind of ids: those that the namespace maps, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdRange {
+    /// How many ids the namespace maps, from 0 on: 1, or 65536 with subordinate ids.
+    pub count: u32,
+    /// What every id outside the range is shown as. The kernel refuses writes to files whose
+    /// owner is not mapped, so this must lie within the range.
+    pub rest: u32,
+    /// Of a directory lower: the host's id that is shown as 0. All others are shown as `rest`.
+    pub caller: u32,
+}
+
+impl IdRange {
+    /// One mapped id, 0: everything belongs to it.
+    pub fn single(caller: u32) -> Self {
+        Self { count: 1, rest: 0, caller }
+    }
+
+    /// `count` mapped ids; what lies outside belongs to nobody (65534), or to the last id of a
+    /// shorter range.
+    pub fn range(count: u32, caller: u32) -> Self {
+        Self { count, rest: 65534.min(count.saturating_sub(1)), caller }
+    }
+
+    /// An id of an image.
+    pub(crate) fn of_image(&self, id: u32) -> u32 {
+        if id < self.count { id } else { self.rest }
+    }
+}
+
+/// Settings that have good defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Threads that answer requests. Two: one may wait for a disk while the other answers from
+    /// memory; more cost switches.
+    pub threads: NonZeroUsize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { threads: NonZeroUsize::MIN.saturating_add(1) }
+    }
+}
+
+/// Why a filesystem cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Fewer or more layer files than the index points into.
+    #[error("the index describes {expected} layers, but {found} layer files were given")]
+    LayerCount {
+        /// What the index counts.
+        expected: u32,
+        /// What was given.
+        found: usize,
+    },
+    /// A layer's file cannot be mapped.
+    #[error("cannot map layer {layer}")]
+    Layer {
+        /// Which, counted from the bottom.
+        layer: usize,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// This lower cannot be served in this mode.
+    #[error("{what} is not supported")]
+    Unsupported {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// The connection ended with an error.
+    #[error("the FUSE connection failed")]
+    Connection(#[source] io::Error),
+}
+
+/// A filesystem, ready to be served.
+#[derive(Debug)]
+pub struct Server {
+    backend: Backend,
+    options: Options,
+}
+
+#[derive(Debug)]
+enum Backend {
+    Packed(packed::Packed),
+}
+
+impl Server {
+    /// Prepares everything that can fail before the first request.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub fn new(lower: Lower, mode: Mode, ids: Ids, options: Options) -> Result<Self, ServeError> {
+        let backend = match (lower, mode) {
+            (Lower::Packed { index, layers }, Mode::ReadOnly) => {
+                Backend::Packed(packed::Packed::new(index, layers, ids)?)
+            }
+            (Lower::Packed { .. }, Mode::Overlay { .. }) => {
+                return Err(ServeError::Unsupported { what: "writing over packed layers" });
+            }
+            (Lower::Directory(_), _) => {
+                return Err(ServeError::Unsupported { what: "a directory as a lower layer" });
+            }
+        };
+        Ok(Self { backend, options })
+    }
+
+    /// Answers requests until the filesystem is unmounted or the connection aborted. `device` is
+    /// the descriptor of [`crate::mount::open_device`], mounted already.
+    ///
+    /// # Errors
+    /// [`ServeError::Connection`].
+    pub fn serve(self, device: OwnedFd) -> Result<(), ServeError> {
+        let threads = self.options.threads.get();
+        match self.backend {
+            Backend::Packed(packed) => fuse::serve(packed, device, threads),
+        }
+        .map_err(ServeError::Connection)
+    }
+}
