@@ -3,6 +3,9 @@
 //! [`build`] merges what was asked for ([`RunRequest`]) with what the image says into a
 //! [`ContainerPlan`]. It does no I/O: what depends on the root filesystem's content (the user's
 //! numeric id, the command's path) is carried as a question and answered by the sandbox.
+//!
+//! What must stay true: the same request, image and facts give the same plan, so a plan can be
+//! compared as text; and nothing here trusts the image's configuration, which is a stranger's.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,6 +13,18 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
+
+mod build;
+pub mod capability;
+pub mod mount;
+pub mod port;
+pub mod process;
+pub mod request;
+pub mod signal;
+pub mod user;
+
+pub use build::{BuildFacts, HostRoot, PlanError, build};
+pub use request::RunRequest;
 
 /// Everything the supervisor and the sandbox need; saved as `spec.json` and read back by `start`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,6 +56,35 @@ pub struct ContainerPlan {
     pub stop_timeout_s: i64,
     /// Named and anonymous volumes to be made when missing, before the mounts that use them.
     pub volumes: Vec<VolumePlan>,
+    /// Host paths that bind mounts need, to be checked, made or relabelled first.
+    pub bind_sources: Vec<BindSource>,
+    /// The image's labels and those that were asked for.
+    pub labels: Labels,
+    /// Lines for the user at creation (`WARNING: ...` without the prefix); they are not saved.
+    #[serde(skip)]
+    pub warnings: Vec<String>,
+}
+
+/// A path of the host that a bind mount starts from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindSource {
+    /// The absolute path.
+    pub path: PathBuf,
+    /// Make a directory there when nothing is (Docker's `-v`); otherwise a missing one is an error
+    /// (`--mount type=bind`).
+    pub create: bool,
+    /// The SELinux label to give it (`:z`, `:Z`), where SELinux is on.
+    pub relabel: Option<Relabel>,
+}
+
+/// How a bind's content is labelled for SELinux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Relabel {
+    /// `:z`, for every container.
+    Shared,
+    /// `:Z`, for this container alone.
+    Private,
 }
 
 /// How the container's writes are kept (design: fuse-overlay.md).
@@ -75,9 +119,10 @@ pub enum NetworkMode {
 pub struct NetworkPlan {
     /// Which kind.
     pub mode: NetworkMode,
-    /// Published ports, ranges already expanded to one entry a port.
+    /// Published ports, ranges already expanded to one entry a port. With `-P` this has the
+    /// exposed ports as well, each on a host port that the kernel chooses.
     pub publish: Vec<PublishedPort>,
-    /// Publish every EXPOSEd port on a random host port (`-P`).
+    /// `-P` was given (for inspect: [`Self::publish`] is complete).
     pub publish_all: bool,
     /// EXPOSEd ports (image and `--expose`).
     pub expose: Vec<(u16, Protocol)>,
@@ -133,12 +178,24 @@ pub enum Protocol {
 pub struct PublishedPort {
     /// Address to listen on; `None` is every address of both families.
     pub host_ip: Option<IpAddr>,
-    /// Port to listen on; `None` lets the kernel choose.
-    pub host_port: Option<u16>,
+    /// Port to listen on.
+    pub host_port: HostPort,
     /// Port inside the container.
     pub container_port: u16,
     /// Protocol.
     pub protocol: Protocol,
+}
+
+/// Which port of the host a published port listens on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostPort {
+    /// One that the kernel chooses.
+    Any,
+    /// This one.
+    Fixed(u16),
+    /// The first free one of an inclusive range (`-p 8000-8100:80`).
+    FirstFree(u16, u16),
 }
 
 /// Which seccomp filter is loaded.
