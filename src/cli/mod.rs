@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 pub mod error;
+pub mod run_args;
+pub mod switches;
 
 pub use error::{CliError, Exit};
 

@@ -1,0 +1,213 @@
+//! What concerns the container as a whole: its name, its image's pull, its log, its end.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{invalid_argument, not_supported, refused};
+use crate::cli::{CliError, Exit};
+use crate::id::Name;
+use crate::plan::request::{LogDriver, PullPolicy};
+
+/// The flags.
+#[derive(Args, Clone, Debug, Default)]
+pub(super) struct OptionArgs {
+    /// Write the container ID to the file
+    #[arg(long, value_name = "FILE")]
+    cidfile: Option<PathBuf>,
+    /// Skip image verification (accepted: there is none to skip)
+    #[arg(long, hide = true)]
+    disable_content_trust: bool,
+    /// Logging driver for the container (json-file or none)
+    #[arg(long, value_name = "DRIVER")]
+    log_driver: Option<String>,
+    /// Log driver options
+    #[arg(long, value_name = "NAME=VALUE")]
+    log_opt: Vec<String>,
+    /// Assign a name to the container
+    #[arg(long)]
+    name: Option<String>,
+    /// Disable any container-specified HEALTHCHECK
+    #[arg(long)]
+    no_healthcheck: bool,
+    /// Set platform if server is multi-platform capable
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<String>,
+    /// Pull image before running ("always", "missing", "never")
+    #[arg(long, value_name = "WHEN")]
+    pull: Option<String>,
+    /// Suppress the pull output
+    #[arg(short, long)]
+    quiet: bool,
+    /// Restart policy to apply when a container exits
+    #[arg(long, value_name = "POLICY")]
+    restart: Option<String>,
+    /// Automatically remove the container and its associated anonymous volumes when it exits
+    #[arg(long)]
+    rm: bool,
+}
+
+/// What they say.
+pub(super) struct Options {
+    pub(super) name: Option<Name>,
+    pub(super) cidfile: Option<PathBuf>,
+    pub(super) pull: PullPolicy,
+    pub(super) quiet: bool,
+    pub(super) auto_remove: bool,
+    pub(super) log_driver: LogDriver,
+}
+
+impl OptionArgs {
+    pub(super) fn parse(self) -> Result<Options, CliError> {
+        check_restart(self.restart.as_deref(), self.rm)?;
+        if let Some(platform) = &self.platform {
+            check_platform(platform)?;
+        }
+        // The slash is Docker's own spelling of names in `inspect`.
+        let name = self.name.map(|name| name.strip_prefix('/').unwrap_or(&name).parse());
+        Ok(Options {
+            name: name.transpose().map_err(|error| CliError::from(error).with_exit(Exit::Engine))?,
+            cidfile: self.cidfile,
+            pull: self.pull.as_deref().map_or(Ok(PullPolicy::default()), parse_pull)?,
+            quiet: self.quiet,
+            auto_remove: self.rm,
+            log_driver: parse_log(self.log_driver.as_deref(), &self.log_opt)?,
+        })
+    }
+}
+
+fn parse_pull(text: &str) -> Result<PullPolicy, CliError> {
+    match text {
+        "always" => Ok(PullPolicy::Always),
+        // podman's `newer` would need a registry's answer, which comes with registries.
+        "missing" | "" => Ok(PullPolicy::Missing),
+        "never" => Ok(PullPolicy::Never),
+        _ => Err(refused(format!(
+            "invalid pull option: '{text}': must be one of \"always\", \"missing\" or \"never\""
+        ))),
+    }
+}
+
+fn parse_log(driver: Option<&str>, options: &[String]) -> Result<LogDriver, CliError> {
+    let driver = match driver {
+        None | Some("" | "json-file" | "k8s-file") => LogDriver::JsonFile,
+        Some("none") => LogDriver::None,
+        Some(other) => {
+            let reason = format!("the log driver {other:?} does not exist here; use json-file or none");
+            return Err(not_supported("--log-driver", &reason));
+        }
+    };
+    for option in options {
+        // Blocking delivery is what the log pump does.
+        if option != "mode=blocking" {
+            let reason = format!("{option:?} is not honoured; the log is one file without rotation");
+            return Err(not_supported("--log-opt", &reason));
+        }
+    }
+    Ok(driver)
+}
+
+fn check_restart(policy: Option<&str>, auto_remove: bool) -> Result<(), CliError> {
+    let Some(policy) = policy else { return Ok(()) };
+    let (name, count) = match policy.split_once(':') {
+        Some((name, count)) => (name, Some(count)),
+        None => (policy, None),
+    };
+    if count.is_some_and(|count| count.parse::<u32>().is_err()) {
+        return Err(refused("invalid restart policy format: maximum retry count must be an integer"));
+    }
+    match name {
+        "no" | "" => return Ok(()),
+        "always" | "unless-stopped" | "on-failure" => {}
+        _ => {
+            return Err(refused(format!(
+                "invalid restart policy: unknown policy '{name}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
+            )));
+        }
+    }
+    if auto_remove {
+        return Err(refused("conflicting options: cannot specify both --restart and --rm"));
+    }
+    Err(not_supported("--restart", "nothing restarts a container yet; only the policy \"no\" is kept"))
+}
+
+/// This machine's platform is accepted in every spelling; there is no emulation for others.
+fn check_platform(platform: &str) -> Result<(), CliError> {
+    let lower = platform.to_ascii_lowercase();
+    let (os, rest) = lower.split_once('/').unwrap_or(("linux", &lower));
+    let (architecture, variant) = rest.split_once('/').map_or((rest, ""), |(arch, variant)| (arch, variant));
+    let ours = match std::env::consts::ARCH {
+        "x86_64" => matches!((architecture, variant), ("amd64" | "x86_64" | "linux", "" | "v1")),
+        "aarch64" => matches!((architecture, variant), ("arm64" | "aarch64" | "linux", "" | "v8")),
+        other => architecture == other,
+    };
+    if os.is_empty() || rest.is_empty() {
+        let reason = format!(
+            "{platform:?} is an invalid component of {platform:?}: platform specifier component must match \"os/arch\""
+        );
+        return Err(invalid_argument("--platform", platform, reason));
+    }
+    if os != "linux" || !ours {
+        let reason = format!(
+            "this machine runs linux/{} and nothing here emulates {platform}",
+            if std::env::consts::ARCH == "x86_64" { "amd64" } else { "arm64" }
+        );
+        return Err(not_supported("--platform", &reason));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restart_policies() {
+        for good in [None, Some("no"), Some("")] {
+            assert!(check_restart(good, true).is_ok());
+        }
+        let table = [
+            ("always", true, "conflicting options: cannot specify both --restart and --rm"),
+            (
+                "always",
+                false,
+                "--restart is not supported in this version: nothing restarts a container yet; only the policy \"no\" is kept",
+            ),
+            ("on-failure:x", false, "invalid restart policy format: maximum retry count must be an integer"),
+            (
+                "sometimes",
+                false,
+                "invalid restart policy: unknown policy 'sometimes'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'",
+            ),
+        ];
+        for (policy, rm, message) in table {
+            let error = check_restart(Some(policy), rm).expect_err(policy);
+            assert_eq!((error.message(), error.exit), (message, Exit::Engine));
+        }
+    }
+
+    #[test]
+    fn platforms() {
+        let (ours, other) =
+            if cfg!(target_arch = "x86_64") { ("amd64", "arm64") } else { ("arm64", "amd64") };
+        for good in [format!("linux/{ours}"), ours.to_owned(), "linux".into(), format!("Linux/{ours}")] {
+            assert!(check_platform(&good).is_ok(), "{good}");
+        }
+        for bad in [format!("linux/{other}"), "windows/amd64".into(), "linux/".into(), "/".into(), "".into()]
+        {
+            assert!(check_platform(&bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn pulls_and_logs() {
+        assert_eq!(parse_pull("never").ok(), Some(PullPolicy::Never));
+        assert_eq!(
+            parse_pull("maybe").map_err(|e| e.message().to_owned()),
+            Err("invalid pull option: 'maybe': must be one of \"always\", \"missing\" or \"never\"".into())
+        );
+        assert_eq!(parse_log(Some("none"), &[]).ok(), Some(LogDriver::None));
+        assert!(parse_log(None, &["max-size=1m".into()]).is_err());
+        assert!(parse_log(Some("syslog"), &[]).is_err());
+    }
+}
