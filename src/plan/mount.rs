@@ -1,9 +1,9 @@
 //! The container's mounts: Docker's defaults, what was asked for, what the image's VOLUMEs need,
 //! in the order in which they are made.
 //!
-//! Options are those of the OCI runtime spec (config.md, "Linux mount options"), among them `rro`,
-//! which makes a bind read-only with everything below it (mount_setattr(2) with AT_RECURSIVE).
-//! A volume has the type `volume`, its name as source, and beside a bind's options maybe `nocopy`
+//! Options are those of the OCI runtime spec (config.md, "Linux mount options"). A read-only bind has
+//! `ro`, and `rro` as well when everything below it is to be read-only too (mount_setattr(2) with
+//! AT_RECURSIVE). No list holds an option and its opposite. A volume has the type `volume`, its name as source, and beside a bind's options maybe `nocopy`
 //! and `volume-subpath=PATH`; the supervisor turns it into a bind of the volume's directory.
 
 use std::collections::BTreeSet;
@@ -94,13 +94,7 @@ impl MountPlan {
                 mount(destination, "bind", source, options(&["bind", "rprivate", "nosuid", "noexec"]))
             }
             MountKind::Tmpfs { options: extra } => {
-                // Docker's defaults; a later option undoes them.
-                let mut options = options(&["noexec", "nosuid", "nodev"]);
-                options.extend(extra.iter().cloned());
-                if request.access != Access::ReadWrite {
-                    options.push("ro".into());
-                }
-                mount(destination, "tmpfs", Path::new("tmpfs"), options)
+                mount(destination, "tmpfs", Path::new("tmpfs"), tmpfs_options(request.access, extra))
             }
             MountKind::Volume(volume) => {
                 let name = self.add_volume(destination, volume, facts);
@@ -207,8 +201,8 @@ fn default_mounts(request: &RunRequest, facts: &BuildFacts) -> Vec<Mount> {
         mount(Path::new("/dev/pts"), "devpts", Path::new("devpts"), devpts),
         if request.network.mode == NetworkMode::Host {
             // The kernel refuses a fresh sysfs to a user namespace that does not own the network's.
-            let protect = if security.privileged { "rw" } else { "rro" };
-            host_bind("/sys", &["nosuid", "noexec", "nodev", protect])
+            let protect: &[&str] = if security.privileged { &["rw"] } else { &["ro", "rro"] };
+            host_bind("/sys", &[&["nosuid", "noexec", "nodev"], protect].concat())
         } else {
             kernel_mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", read_only])
         },
@@ -251,14 +245,14 @@ fn mount(destination: &Path, kind: &str, source: &Path, options: Vec<String>) ->
 
 fn bind_options(access: Access, bind: &BindMount) -> Vec<String> {
     let mut text = vec![if bind.recursive { "rbind" } else { "bind" }];
-    text.extend(access_option(access));
+    text.extend(access_options(access));
     text.push(bind.propagation.as_str());
     options(&text)
 }
 
 fn volume_options(access: Access, volume: &VolumeMount) -> Vec<String> {
     let mut text = vec!["rbind"];
-    text.extend(access_option(access));
+    text.extend(access_options(access));
     text.push(Propagation::RPrivate.as_str());
     if volume.no_copy {
         text.push("nocopy");
@@ -270,12 +264,34 @@ fn volume_options(access: Access, volume: &VolumeMount) -> Vec<String> {
     all
 }
 
-fn access_option(access: Access) -> Option<&'static str> {
+fn access_options(access: Access) -> &'static [&'static str] {
     match access {
-        Access::ReadWrite => None,
-        Access::ReadOnly => Some("rro"),
-        Access::ReadOnlyTop => Some("ro"),
+        Access::ReadWrite => &[],
+        Access::ReadOnly => &["ro", "rro"],
+        Access::ReadOnlyTop => &["ro"],
     }
+}
+
+/// Docker's defaults and what was asked for; of an option and its opposite, or of two values for
+/// one key, the last counts.
+fn tmpfs_options(access: Access, asked: &[String]) -> Vec<String> {
+    let subject = |option: &str| -> String {
+        let key = option.split('=').next().unwrap_or(option);
+        match key {
+            "ro" | "rw" => "access".into(),
+            "async" => "sync".into(),
+            _ => key.strip_prefix("no").filter(|_| key != "noswap").unwrap_or(key).to_owned(),
+        }
+    };
+    let read_only = (access != Access::ReadWrite).then_some("ro");
+    let mut merged: Vec<String> = Vec::new();
+    for option in
+        ["noexec", "nosuid", "nodev"].into_iter().chain(asked.iter().map(String::as_str)).chain(read_only)
+    {
+        merged.retain(|known| subject(known) != subject(option));
+        merged.push(option.to_owned());
+    }
+    merged
 }
 
 fn options(text: &[&str]) -> Vec<String> {
@@ -300,6 +316,28 @@ mod tests {
         ];
         for (path, clean) in table {
             assert_eq!(clean_destination(path), clean.map(PathBuf::from), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_last_tmpfs_option_counts() {
+        let table: [(Access, &[&str], &[&str]); 5] = [
+            (Access::ReadWrite, &[], &["noexec", "nosuid", "nodev"]),
+            (Access::ReadOnly, &["size=1m"], &["noexec", "nosuid", "nodev", "size=1m", "ro"]),
+            (Access::ReadWrite, &["exec", "dev"], &["nosuid", "exec", "dev"]),
+            (
+                Access::ReadWrite,
+                &["size=1m", "ro", "size=2m", "rw"],
+                &["noexec", "nosuid", "nodev", "size=2m", "rw"],
+            ),
+            (
+                Access::ReadWrite,
+                &["nr_inodes=5", "noatime", "atime"],
+                &["noexec", "nosuid", "nodev", "nr_inodes=5", "atime"],
+            ),
+        ];
+        for (access, asked, expected) in table {
+            assert_eq!(tmpfs_options(access, &options(asked)), options(expected), "{asked:?}");
         }
     }
 
