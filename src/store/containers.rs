@@ -1,0 +1,627 @@
+//! Containers on disk: what each one is, whether it runs, how it ended.
+//!
+//! ```text
+//! containers/names/<name>      symbolic link whose target is the id: creating it reserves the name
+//! containers/<id>/record.json  what the container is; written once, renamed over by `rename`
+//!                 spec.json    its plan, the supervisor's own type
+//!                 lock         held exclusively (an open-file-description lock) by the keeper
+//!                 state.json   written by the keeper at each start
+//!                 exit.json    written by the keeper when the container has ended
+//!                 log          the container's output, a JSON object a line
+//! containers/.new-<id>, .rm-<id>   being made, being removed; left over only by a kill -9
+//! ```
+//!
+//! Liveness is the lock and nothing else, so a reused pid cannot fool it. The lock is asked for
+//! with F_OFD_GETLK, which takes nothing: looking never disturbs a start. A container whose lock is
+//! free, with a state and no exit after it, lost its keeper: [`Containers::settle`] ends what is
+//! left of it and writes the exit that the keeper could not.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::unistd::Pid;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::id::{ContainerId, Name};
+use crate::sys;
+
+/// Version of the record's format; a reader refuses a greater one.
+pub const RECORD_VERSION: u32 = 1;
+/// Records are small; a larger file is not one.
+const MAX_JSON_BYTES: u64 = 16 << 20;
+const NAMES: &str = "names";
+
+/// What can go wrong with a container on disk.
+#[derive(Debug, Error)]
+pub enum ContainerError {
+    /// No container has this name or id.
+    #[error("No such container: {0}")]
+    NotFound(String),
+    /// A short id fits more than one.
+    #[error("Multiple IDs found with provided prefix: {0}")]
+    Ambiguous(String),
+    /// The name is taken.
+    #[error(
+        "Conflict. The container name \"/{name}\" is already in use by container \"{id}\". You have to remove (or rename) that container to be able to reuse that name."
+    )]
+    NameInUse {
+        /// The name.
+        name: Name,
+        /// Who has it.
+        id: ContainerId,
+    },
+    /// Somebody else holds the container's lock.
+    #[error("container {0} is running or being started by another command")]
+    Busy(ContainerId),
+    /// A file of the container cannot be read or written.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file of the container does not hold what it should.
+    #[error("{path} is damaged; remove the container with `rm -f`")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong in it.
+        source: serde_json::Error,
+    },
+    /// A newer hostel wrote this.
+    #[error("container {id} was made by a newer hostel (record version {version}); use that one")]
+    Newer {
+        /// The container.
+        id: ContainerId,
+        /// Its record's version.
+        version: u32,
+    },
+}
+
+type Result<T, E = ContainerError> = std::result::Result<T, E>;
+
+/// What a container is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// [`RECORD_VERSION`] of its writer.
+    pub version: u32,
+    /// Its id.
+    pub id: ContainerId,
+    /// Its name.
+    pub name: Name,
+    /// When it was created.
+    pub created: Timestamp,
+    /// The image as it was given.
+    pub image: String,
+    /// The image's config digest; none for a directory.
+    pub image_id: Option<String>,
+    /// Command and arguments, as `ps` shows them.
+    pub command: Vec<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Names of the volumes that it uses.
+    pub volumes: Vec<String>,
+    /// Those of them that were made for it alone.
+    pub anonymous_volumes: Vec<String>,
+    /// Directory of its writable layer and sockets' names, on a local filesystem.
+    pub local_dir: PathBuf,
+    /// /etc/machine-id of the machine that it was made on.
+    pub machine_id: String,
+}
+
+/// A container that was started.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// When its command was started.
+    pub started: Timestamp,
+    /// Pid of the container's pid 1 on the machine.
+    pub pid: i32,
+    /// Start time of that process in clock ticks since boot (proc_pid_stat(5), field 22).
+    pub pid_start_ticks: u64,
+    /// /proc/sys/kernel/random/boot_id at the start.
+    pub boot_id: String,
+    /// Pid of the keeper.
+    pub keeper_pid: i32,
+    /// The control socket.
+    pub socket: PathBuf,
+    /// Published ports as bound: `(container port, protocol, host address, host port)`.
+    pub ports: Vec<(u16, String, std::net::IpAddr, u16)>,
+    /// `hybrid`, `pure` or `readonly`.
+    pub write_mode: String,
+    /// The user namespace's maps: `(container id, host id, count)`.
+    pub uid_map: Vec<(u32, u32, u32)>,
+    /// As `uid_map`.
+    pub gid_map: Vec<(u32, u32, u32)>,
+    /// The container's IPv4 address, where it has one.
+    pub address: Option<std::net::IpAddr>,
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// When.
+    pub finished: Timestamp,
+    /// Its exit code; 128+n for signal n.
+    pub code: u8,
+    /// What the engine has to say of it; empty for an ordinary end.
+    pub error: String,
+}
+
+/// Where a container is in its life.
+#[derive(Clone, Debug)]
+pub enum Status {
+    /// Made, never started.
+    Created,
+    /// Its keeper is there, its command not yet.
+    Starting,
+    /// It runs.
+    Running(State),
+    /// It ended.
+    Exited(Option<State>, ExitRecord),
+}
+
+impl Status {
+    /// Docker's word for it.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Created | Self::Starting => "created",
+            Self::Running(_) => "running",
+            Self::Exited(..) => "exited",
+        }
+    }
+
+    /// Whether its keeper is there.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Running(_) | Self::Starting)
+    }
+}
+
+/// The exclusive right to a container: held by whoever starts, runs or removes it.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+}
+
+impl Lock {
+    /// The descriptor, to keep it open across a `close_all`.
+    #[must_use]
+    pub fn raw_fd(&self) -> i32 {
+        self.file.as_raw_fd()
+    }
+}
+
+/// The containers of one store.
+#[derive(Clone, Debug)]
+pub struct Containers {
+    dir: PathBuf,
+}
+
+impl Containers {
+    /// Those of the store at `root`. Touches nothing.
+    #[must_use]
+    pub fn new(root: &Path) -> Self {
+        Self { dir: root.join("containers") }
+    }
+
+    /// The directory of one container.
+    #[must_use]
+    pub fn path(&self, id: &ContainerId) -> PathBuf {
+        self.dir.join(id.as_str())
+    }
+
+    /// Makes a container: reserves its name, writes record and plan, and makes it visible last.
+    ///
+    /// # Errors
+    /// [`ContainerError::NameInUse`], and whatever the filesystem refuses.
+    pub fn create<P: Serialize>(&self, record: &Record, plan: &P) -> Result<()> {
+        let staging = self.dir.join(format!(".new-{}", record.id));
+        make_dir(&self.dir)?;
+        make_dir(&self.dir.join(NAMES))?;
+        make_dir(&staging)?;
+        let undo = Undo(Some(staging.clone()));
+        for sub in ["mnt", "mnt/lower", "mnt/root", "etc", "local", "local/upper", "local/work"] {
+            make_dir(&staging.join(sub))?;
+        }
+        write_json(&staging.join("record.json"), record)?;
+        write_json(&staging.join("spec.json"), plan)?;
+        File::create(staging.join("lock")).map_err(io_error("create", &staging.join("lock")))?;
+        self.reserve_name(&record.name, &record.id)?;
+        if let Err(source) = fs::rename(&staging, self.path(&record.id)) {
+            self.release_name(&record.name);
+            return Err(ContainerError::Io { action: "create", path: self.path(&record.id), source });
+        }
+        undo.disarm();
+        Ok(())
+    }
+
+    /// A link whose making is atomic reserves the name; one whose container is gone is taken over.
+    fn reserve_name(&self, name: &Name, id: &ContainerId) -> Result<()> {
+        let link = self.dir.join(NAMES).join(name.as_str());
+        for _ in 0..16 {
+            match std::os::unix::fs::symlink(id.as_str(), &link) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(source) => return Err(ContainerError::Io { action: "create", path: link, source }),
+            }
+            let Some(owner) = self.named(name.as_str()) else { continue };
+            let alive = |prefix: &str| self.dir.join(format!("{prefix}{owner}")).exists();
+            if alive("") || alive(".new-") {
+                return Err(ContainerError::NameInUse { name: name.clone(), id: owner });
+            }
+            let _ = fs::remove_file(&link); // its container is gone; whoever is first takes the name
+        }
+        let source = io::Error::from(io::ErrorKind::AlreadyExists);
+        Err(ContainerError::Io { action: "create", path: link, source })
+    }
+
+    /// Whether a name is taken, as far as can be seen without taking it.
+    #[must_use]
+    pub fn has_name(&self, name: &Name) -> bool {
+        self.dir.join(NAMES).join(name.as_str()).is_symlink()
+    }
+
+    fn release_name(&self, name: &Name) {
+        let _ = fs::remove_file(self.dir.join(NAMES).join(name.as_str())); // a left-over is taken over
+    }
+
+    fn named(&self, name: &str) -> Option<ContainerId> {
+        let target = fs::read_link(self.dir.join(NAMES).join(name)).ok()?;
+        target.to_str()?.parse().ok()
+    }
+
+    /// Gives a container another name.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn rename(&self, record: &mut Record, name: Name) -> Result<()> {
+        self.reserve_name(&name, &record.id)?;
+        let old = std::mem::replace(&mut record.name, name);
+        let result = write_json(&self.path(&record.id).join("record.json"), record);
+        self.release_name(if result.is_ok() { &old } else { &record.name });
+        result
+    }
+
+    /// The ids of all containers.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn ids(&self) -> Result<Vec<ContainerId>> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(ContainerError::Io { action: "list", path: self.dir.clone(), source }),
+        };
+        Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+    }
+
+    /// The container that a person means: by name, by id, by the beginning of an id.
+    ///
+    /// # Errors
+    /// [`ContainerError::NotFound`], [`ContainerError::Ambiguous`].
+    pub fn find(&self, reference: &str) -> Result<Record> {
+        let bare = reference.strip_prefix('/').unwrap_or(reference);
+        let exact = bare.parse::<ContainerId>().ok().filter(|id| self.path(id).exists());
+        let named = || bare.parse::<Name>().ok().and_then(|name| self.named(name.as_str()));
+        if let Some(id) = exact.or_else(named) {
+            match self.record(&id) {
+                Err(ContainerError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                other => return other,
+            }
+        }
+        let mut fits = self.ids()?.into_iter().filter(|id| !bare.is_empty() && id.as_str().starts_with(bare));
+        match (fits.next(), fits.next()) {
+            (Some(id), None) => self.record(&id),
+            (Some(_), Some(_)) => Err(ContainerError::Ambiguous(reference.to_owned())),
+            (None, _) => Err(ContainerError::NotFound(reference.to_owned())),
+        }
+    }
+
+    /// One container's record.
+    ///
+    /// # Errors
+    /// When it is not there, damaged, or a newer hostel's.
+    pub fn record(&self, id: &ContainerId) -> Result<Record> {
+        let record: Record = read_json(&self.path(id).join("record.json"))?;
+        if record.version > RECORD_VERSION {
+            return Err(ContainerError::Newer { id: id.clone(), version: record.version });
+        }
+        Ok(record)
+    }
+
+    /// One container's plan, in the type that [`Self::create`] was given.
+    ///
+    /// # Errors
+    /// When it is not there or damaged.
+    pub fn plan<P: DeserializeOwned>(&self, id: &ContainerId) -> Result<P> {
+        read_json(&self.path(id).join("spec.json"))
+    }
+
+    /// Writes a container's plan anew.
+    ///
+    /// # Errors
+    /// As writing a file.
+    pub fn replace_plan<P: Serialize>(&self, id: &ContainerId, plan: &P) -> Result<()> {
+        write_json(&self.path(id).join("spec.json"), plan)
+    }
+
+    /// Takes the container's lock.
+    ///
+    /// # Errors
+    /// [`ContainerError::Busy`] when somebody has it.
+    pub fn lock(&self, id: &ContainerId) -> Result<Lock> {
+        let path = self.path(id).join("lock");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|source| Self::gone_or_io(id, "open", &path, source))?;
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+            Ok(_) => {}
+            Err(Errno::EAGAIN | Errno::EACCES) => return Err(ContainerError::Busy(id.clone())),
+            Err(errno) => {
+                return Err(ContainerError::Io { action: "lock", path, source: errno.into() });
+            }
+        }
+        // Removed between opening and locking: the lock is then on a file that nobody else will see.
+        if !path.exists() {
+            return Err(ContainerError::NotFound(id.to_string()));
+        }
+        Ok(Lock { file })
+    }
+
+    fn gone_or_io(id: &ContainerId, action: &'static str, path: &Path, source: io::Error) -> ContainerError {
+        if source.kind() == io::ErrorKind::NotFound {
+            ContainerError::NotFound(id.to_string())
+        } else {
+            ContainerError::Io { action, path: path.to_owned(), source }
+        }
+    }
+
+    /// Whether somebody holds the container's lock; takes nothing.
+    ///
+    /// # Errors
+    /// When the lock file cannot be opened.
+    pub fn is_locked(&self, id: &ContainerId) -> Result<bool> {
+        let path = self.path(id).join("lock");
+        let file = File::open(&path).map_err(|source| Self::gone_or_io(id, "open", &path, source))?;
+        let mut probe = whole_file(libc::F_WRLCK);
+        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut probe))
+            .map_err(|errno| ContainerError::Io { action: "query the lock of", path, source: errno.into() })?;
+        Ok(i32::from(probe.l_type) != libc::F_UNLCK)
+    }
+
+    /// Where the container is in its life, as the disk tells it.
+    ///
+    /// A keeper that died is found out here, and what it left is ended and recorded.
+    ///
+    /// # Errors
+    /// When the files cannot be read.
+    pub fn status(&self, id: &ContainerId) -> Result<Status> {
+        // A keeper may end between two of these reads: then the second round sees its last word.
+        for _ in 0..2 {
+            let locked = self.is_locked(id)?;
+            let state: Option<State> = optional(read_json(&self.path(id).join("state.json")))?;
+            let exit: Option<ExitRecord> = optional(read_json(&self.path(id).join("exit.json")))?;
+            match (locked, state, exit) {
+                (true, Some(state), None) => return Ok(Status::Running(state)),
+                (true, _, _) => return Ok(Status::Starting),
+                (false, state, Some(exit)) => return Ok(Status::Exited(state, exit)),
+                (false, None, None) => return Ok(Status::Created),
+                (false, Some(_), None) => self.settle(id)?,
+            }
+        }
+        Ok(Status::Created)
+    }
+
+    /// Ends what a dead keeper left running and writes the exit that it could not.
+    fn settle(&self, id: &ContainerId) -> Result<()> {
+        let lock = match self.lock(id) {
+            Ok(lock) => lock,
+            Err(ContainerError::Busy(_)) => return Ok(()), // somebody starts or settles it
+            Err(error) => return Err(error),
+        };
+        let dir = self.path(id);
+        if dir.join("exit.json").exists() {
+            return Ok(());
+        }
+        if let Some(state) = optional::<State>(read_json(&dir.join("state.json")))? {
+            kill_orphan(&state);
+            let _ = fs::remove_file(&state.socket); // its listener is gone; a stale name harms nobody
+        }
+        let error = "the container's supervisor was killed".to_owned();
+        self.write_exit(id, &ExitRecord { finished: Timestamp::now(), code: 137, error })?;
+        drop(lock);
+        Ok(())
+    }
+
+    /// Records that the container has started. The keeper's, under the lock.
+    ///
+    /// # Errors
+    /// As writing a file.
+    pub fn write_state(&self, id: &ContainerId, state: &State) -> Result<()> {
+        let dir = self.path(id);
+        write_json(&dir.join("state.json"), state)?;
+        match fs::remove_file(dir.join("exit.json")) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(ContainerError::Io { action: "remove", path: dir.join("exit.json"), source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Records how the container ended. The keeper's, under the lock.
+    ///
+    /// # Errors
+    /// As writing a file.
+    pub fn write_exit(&self, id: &ContainerId, exit: &ExitRecord) -> Result<()> {
+        write_json(&self.path(id).join("exit.json"), exit)
+    }
+
+    /// Makes a container invisible; what is left of it lies in the directory that is returned, for
+    /// the caller to remove.
+    ///
+    /// # Errors
+    /// As rename(2).
+    pub fn unlink(&self, record: &Record, _lock: &Lock) -> Result<PathBuf> {
+        let grave = self.dir.join(format!(".rm-{}", record.id));
+        let path = self.path(&record.id);
+        fs::rename(&path, &grave).map_err(|source| Self::gone_or_io(&record.id, "remove", &path, source))?;
+        if self.named(record.name.as_str()).as_ref() == Some(&record.id) {
+            self.release_name(&record.name);
+        }
+        Ok(grave)
+    }
+
+    /// Directories that a killed command left half made or half removed.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn leftovers(&self) -> Result<Vec<PathBuf>> {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if name.starts_with(".rm-") {
+                found.push(entry.path());
+            } else if name.starts_with(".new-") {
+                // Someone may be making it right now: only an old one is a left-over.
+                let old = entry.metadata().and_then(|meta| meta.modified()).is_ok_and(|time| {
+                    time.elapsed().is_ok_and(|age| age > STALE_AFTER)
+                });
+                if old {
+                    found.push(entry.path());
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Making a container takes milliseconds; what is half made for so long was abandoned.
+const STALE_AFTER: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// This machine's id, for records in homes that several machines share; empty when it has none.
+#[must_use]
+pub fn machine_id() -> String {
+    fs::read_to_string("/etc/machine-id").map(|text| text.trim().to_owned()).unwrap_or_default()
+}
+
+/// This boot's id.
+#[must_use]
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|text| text.trim().to_owned())
+        .unwrap_or_default()
+}
+
+/// Start time of a process in clock ticks since boot: with the pid and the boot it names a process
+/// for ever (proc_pid_stat(5), field 22).
+#[must_use]
+pub fn process_start_ticks(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Kills the container's pid 1 if it is still the process that was recorded; its pid namespace dies
+/// with it.
+fn kill_orphan(state: &State) {
+    if state.boot_id != boot_id() {
+        return;
+    }
+    let Ok(pidfd) = sys::process::pidfd_open(Pid::from_raw(state.pid)) else { return };
+    // Compared after the pidfd is open: from here on it is this process or none.
+    if process_start_ticks(state.pid) != Some(state.pid_start_ticks) {
+        return;
+    }
+    use std::os::fd::AsFd as _;
+    let _ = sys::process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL); // gone already is as good
+    let mut poll = [nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
+    let _ = nix::poll::poll(&mut poll, 5_000_u16); // a process in uninterruptible sleep may take longer
+}
+
+/// Removes its directory unless disarmed: the undo of a failed creation.
+struct Undo(Option<PathBuf>);
+
+impl Undo {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = fs::remove_dir_all(path); // a left-over is swept by a later command
+        }
+    }
+}
+
+fn whole_file(kind: i32) -> libc::flock {
+    libc::flock { l_type: kind as libc::c_short, l_whence: libc::SEEK_SET as libc::c_short, l_start: 0, l_len: 0, l_pid: 0 }
+}
+
+fn make_dir(path: &Path) -> Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::DirBuilder::new().mode(0o700).recursive(true).create(path).map_err(io_error("create", path))
+        }
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(io_error("create", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ContainerError {
+    let path = path.to_owned();
+    move |source| ContainerError::Io { action, path, source }
+}
+
+fn optional<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(ContainerError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    use std::io::Read as _;
+    let mut text = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_JSON_BYTES).read_to_end(&mut text))
+        .map_err(io_error("read", path))?;
+    serde_json::from_slice(&text).map_err(|source| ContainerError::Damaged { path: path.to_owned(), source })
+}
+
+/// Writes beside and renames over, so that a reader sees the old text or the new one.
+///
+/// Not fsynced: a container's files need to survive a killed process, which they do; after a power
+/// cut a container that did not reach the disk was never acknowledged by anything durable.
+fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let text = serde_json::to_vec(value)
+        .map_err(|source| ContainerError::Damaged { path: path.to_owned(), source })?;
+    let temp = path.with_extension("tmp");
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temp)
+        .and_then(|mut file| file.write_all(&text))
+        .and_then(|()| fs::rename(&temp, path))
+        .map_err(io_error("write", path))
+}
