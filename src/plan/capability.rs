@@ -108,6 +108,12 @@ pub fn wanted(security: &SecurityRequest) -> Vec<Capability> {
     set
 }
 
+/// Every capability: what `--privileged` gives.
+#[must_use]
+pub fn every() -> LinuxCapabilities {
+    sets(&ALL)
+}
+
 /// The sets of the container's process. Inheritable and ambient stay empty, as in Docker since
 /// CVE-2022-24769. The permitted and effective sets are those of a process of uid 0: for another
 /// user the kernel empties them at the change of ids, which leaves the bounding set.

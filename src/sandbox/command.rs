@@ -1,0 +1,140 @@
+//! The command: its user, its working directory, its file, and executing it.
+//!
+//! Runs inside the container's root, so plain paths are the container's own.
+
+use std::ffi::{CString, OsStr};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, SFlag, stat};
+use nix::unistd::{AccessFlags, access, chdir, mkdir};
+use oci_spec::runtime::Process;
+
+use super::rootfs::Root;
+use super::{Context as _, Failure, Stage, Staged};
+use crate::plan::user::{ResolvedUser, resolve};
+use crate::sys;
+
+/// More of /etc/passwd or /etc/group than this is not read: an image may make them as large as it likes.
+const MAX_ACCOUNTS_BYTES: u64 = 4 << 20;
+
+/// Finds the user's ids in the container's own account files.
+///
+/// # Errors
+/// Docker's words for an unknown user or group.
+pub fn resolve_user(root: &Root, user: &str, group_add: &[String]) -> Staged<ResolvedUser> {
+    // A file that cannot be read is as good as an empty one: numbers work, names do not.
+    let read = |path: &str| root.read(Path::new(path), MAX_ACCOUNTS_BYTES).unwrap_or_default();
+    resolve(user, &read("/etc/passwd"), &read("/etc/group"), group_add)
+        .map_err(|error| Failure::plain(Stage::Credentials, error.to_string()))
+}
+
+/// Goes to the working directory, making it when it is missing, as Docker does.
+///
+/// # Errors
+/// When it is no directory or may not be entered.
+pub fn enter_directory(path: &Path) -> Staged<()> {
+    let what = || format!("cannot use {} as working directory", path.display());
+    match chdir(path) {
+        Err(Errno::ENOENT) => {}
+        other => return other.during(Stage::NotExecutable, what),
+    }
+    let mut made = PathBuf::new();
+    for component in path.components() {
+        made.push(component);
+        match mkdir(&made, Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(error) => return Err(error).during(Stage::NotExecutable, what),
+        }
+    }
+    chdir(path).during(Stage::NotExecutable, what)
+}
+
+/// A command ready to be executed.
+#[derive(Debug)]
+pub struct Ready {
+    path: CString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+/// Finds the command's file as the C library's execvp(3) does, with the container's PATH.
+///
+/// # Errors
+/// [`Stage::NotFound`] and [`Stage::NotExecutable`], in Docker's words.
+pub fn prepare(process: &Process, home: &Path) -> Staged<Ready> {
+    let args = process.args().clone().unwrap_or_default();
+    let name = args.first().cloned().unwrap_or_default();
+    let mut env: Vec<String> = process.env().clone().unwrap_or_default();
+    if !env.iter().any(|entry| entry.starts_with("HOME=")) {
+        env.push(format!("HOME={}", home.display()));
+    }
+    let search = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or("");
+    let path = find(&name, search)?;
+    let text = |text: &OsStr| {
+        CString::new(text.as_bytes())
+            .map_err(|_| Failure::plain(Stage::NotExecutable, "the command has a NUL byte in it"))
+    };
+    Ok(Ready {
+        path: text(path.as_os_str())?,
+        args: args.iter().map(|arg| text(OsStr::new(arg))).collect::<Staged<_>>()?,
+        env: env.iter().map(|entry| text(OsStr::new(entry))).collect::<Staged<_>>()?,
+    })
+}
+
+fn find(name: &str, search: &str) -> Staged<PathBuf> {
+    if name.contains('/') {
+        return match check(Path::new(name)) {
+            Ok(()) => Ok(name.into()),
+            Err(errno) => Err(refused(name, errno)),
+        };
+    }
+    let mut denied = None;
+    for dir in search.split(':').filter(|_| !name.is_empty()) {
+        let path = Path::new(if dir.is_empty() { "." } else { dir }).join(name);
+        match check(&path) {
+            Ok(()) => return Ok(path),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(errno) => denied = denied.or(Some(errno)),
+        }
+    }
+    match denied {
+        Some(errno) => Err(refused(name, errno)),
+        None => Err(Failure::plain(Stage::NotFound, format!("exec: {name:?}: executable file not found in $PATH"))),
+    }
+}
+
+fn check(path: &Path) -> Result<(), Errno> {
+    let found = stat(path)?;
+    if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR {
+        return Err(Errno::EISDIR);
+    }
+    access(path, AccessFlags::X_OK)
+}
+
+fn refused(name: &str, errno: Errno) -> Failure {
+    let stage = if matches!(errno, Errno::ENOENT | Errno::ENOTDIR) { Stage::NotFound } else { Stage::NotExecutable };
+    let failure = Failure::plain(stage, format!("exec: {name:?}: {}", lower(errno.desc())));
+    match errno {
+        Errno::ENOEXEC => failure.hint("the file is for another architecture, or a script without a #! line"),
+        Errno::ENOENT => failure.hint("the file, or the interpreter that it names, is not in the image"),
+        _ => failure,
+    }
+}
+
+/// Docker quotes errors as Go writes them: in lower case.
+fn lower(text: &str) -> String {
+    text.to_lowercase()
+}
+
+impl Ready {
+    /// Executes the command; returns only when that failed.
+    #[must_use]
+    pub fn execute(&self) -> Failure {
+        let args: Vec<_> = self.args.iter().map(CString::as_c_str).collect();
+        let env: Vec<_> = self.env.iter().map(CString::as_c_str).collect();
+        let errno = sys::process::execve(&self.path, &args, &env);
+        refused(&self.path.to_string_lossy(), errno)
+    }
+}

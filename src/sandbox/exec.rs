@@ -1,0 +1,194 @@
+//! Entering a running container (`exec`), and the small init that `--init` puts in front.
+
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use nix::fcntl::{OFlag, open};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid, setsid};
+use oci_spec::runtime::Process;
+
+use super::rootfs::Root;
+use super::{Context as _, Failure, Stage, Staged, Stdio, command, credentials, devices, init};
+use crate::sys;
+use crate::sys::process::Fork;
+
+/// What enters, and where.
+#[derive(Debug)]
+pub struct Join<'a> {
+    /// The container's pid 1.
+    pub pidfd: BorrowedFd<'a>,
+    /// Namespaces that the container shares with the machine are not entered.
+    pub namespaces: CloneFlags,
+    /// The process to run.
+    pub process: &'a Process,
+    /// Its user, as asked for.
+    pub user: &'a str,
+    /// Groups added by `--group-add`.
+    pub group_add: &'a [String],
+    /// User and group of the container's set-up.
+    pub ids: (u32, u32),
+    /// Whether setgroups(2) is allowed.
+    pub may_set_groups: bool,
+    /// The compiled filter.
+    pub seccomp: Option<&'a [libc::sock_filter]>,
+    /// Stdio.
+    pub stdio: Stdio,
+    /// Gets the pid as text, or a [`Failure`]; closes when the command runs.
+    pub keeper: OwnedFd,
+    /// Gets the terminal's master.
+    pub client: Option<OwnedFd>,
+}
+
+/// Runs in a child of the keeper's: enters the namespaces, makes the process that will be the
+/// keeper's own child (CLONE_PARENT, because only a child of an entered pid namespace is in it), and
+/// ends.
+pub fn run(join: Join<'_>) -> ! {
+    let result = enter(&join).and_then(|()| {
+        match sys::process::clone(0, true).during(Stage::Namespaces, || "cannot make a process in the container".into())? {
+            Fork::Parent(child) => {
+                let _ = sys::fd::send_with_fds(join.keeper.as_fd(), &child.pid.as_raw().to_ne_bytes(), &[]);
+                sys::process::exit_now(0)
+            }
+            Fork::Child => start(&join).map(drop),
+        }
+    });
+    if let Err(failure) = result
+        && let Ok(text) = serde_json::to_vec(&failure)
+    {
+        // The keeper may be gone: then nobody is left to tell.
+        let _ = sys::fd::send_with_fds(join.keeper.as_fd(), &text, &[]);
+    }
+    sys::process::exit_now(1)
+}
+
+fn enter(join: &Join<'_>) -> Staged<()> {
+    let mut keep = vec![join.pidfd.as_raw_fd(), join.keeper.as_raw_fd()];
+    keep.extend(join.client.as_ref().map(|fd| fd.as_raw_fd()));
+    if let Stdio::Pipes(pipes) = &join.stdio {
+        keep.extend(pipes.iter().map(|fd| fd.as_raw_fd()));
+    }
+    sys::process::set_name(c"hostel-exec");
+    sys::fd::close_all_except(&keep);
+    setns(join.pidfd, join.namespaces)
+        .during(Stage::Namespaces, || "cannot enter the container".into())
+        .map_err(|failure| failure.hint("it may have ended just now"))
+}
+
+fn start(join: &Join<'_>) -> Staged<std::convert::Infallible> {
+    let what = || "cannot become the container's root".to_owned();
+    if join.may_set_groups {
+        setgroups(&[]).during(Stage::Namespaces, what)?;
+    }
+    let (uid, gid) = (Uid::from_raw(join.ids.0), Gid::from_raw(join.ids.1));
+    setresgid(gid, gid, gid).during(Stage::Namespaces, what)?;
+    sys::process::set_keep_capabilities(true).during(Stage::Namespaces, what)?;
+    setresuid(uid, uid, uid).during(Stage::Namespaces, what)?;
+    // Changing the user made the process dumpable again or not, as suid_dumpable says: settle it.
+    sys::process::set_dumpable(false).during(Stage::Namespaces, || "cannot hide from other processes".into())?;
+    setsid().during(Stage::Namespaces, || "cannot make a session".into())?;
+    umask(Mode::from_bits_truncate(0o022));
+    let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .during(Stage::Mounts, || "cannot open the container's root".into())?;
+    let root = Root::new(root);
+    let user = command::resolve_user(&root, join.user, join.group_add)?;
+    let terminal = match (&join.stdio, &join.client) {
+        (Stdio::Terminal { size }, Some(client)) => {
+            let (master, peer) = devices::open_terminal(&root, false, user.uid)?;
+            if let Some((rows, columns)) = size {
+                let _ = sys::terminal::set_size(master.as_fd(), *rows, *columns); // cosmetic
+            }
+            sys::fd::send_with_fds(client.as_fd(), &[init::message::TERMINAL], &[master.as_fd()])
+                .during(Stage::Credentials, || "the client is gone".into())?;
+            Some(peer)
+        }
+        _ => None,
+    };
+    command::enter_directory(join.process.cwd())?;
+    init::attach_stdio(&join.stdio, terminal.as_ref())?;
+    credentials::set_limits(join.process)?;
+    credentials::become_user(join.process, &user, join.may_set_groups, join.seccomp)?;
+    sys::process::set_dumpable(false).during(Stage::Credentials, || "cannot hide from other processes".into())?;
+    let ready = command::prepare(join.process, &user.home)?;
+    sys::process::reset_signals();
+    sys::fd::close_on_exec_from(3).during(Stage::Credentials, || "cannot close descriptors".into())?;
+    Err(ready.execute())
+}
+
+/// `--init`: stays as pid 1, passes signals on to the command, reaps what is orphaned, and ends with
+/// the command's exit code.
+#[must_use]
+pub fn run_as_init(ready: &command::Ready) -> Failure {
+    let all = SigSet::all();
+    if let Err(errno) = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None) {
+        return Failure::new(Stage::Credentials, "cannot block signals", errno);
+    }
+    let (child, status) = match spawn_child(ready) {
+        Ok(spawned) => spawned,
+        Err(failure) => return failure,
+    };
+    // An exec that failed speaks through the pipe; silence means that the command runs, and then the
+    // keeper must see its own socket close, which exec would have done for us.
+    let mut text = Vec::new();
+    use std::io::Read as _;
+    let _ = std::fs::File::from(status).read_to_end(&mut text); // an unreadable pipe counts as silence
+    if let Ok(failure) = serde_json::from_slice(&text) {
+        return failure;
+    }
+    sys::fd::close_all_except(&[]);
+    for fd in 0..=2 {
+        let _ = nix::unistd::close(fd); // the command has its own; keeping ours would hold pipes open
+    }
+    loop {
+        let Ok(signal) = all.wait() else { continue };
+        if signal != Signal::SIGCHLD {
+            let _ = nix::sys::signal::kill(child, signal); // gone: its end is about to be reaped
+            continue;
+        }
+        while let Ok(Some((pid, ended))) = sys::process::reap_any() {
+            if pid == child {
+                sys::process::exit_now(i32::from(ended.code()));
+            }
+        }
+    }
+}
+
+fn spawn_child(ready: &command::Ready) -> Staged<(Pid, OwnedFd)> {
+    let what = || "cannot start the command below init".to_owned();
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).during(Stage::Credentials, what)?;
+    match sys::process::fork().during(Stage::Credentials, what)? {
+        nix::unistd::ForkResult::Parent { child } => Ok((child, reader)),
+        nix::unistd::ForkResult::Child => {
+            // A process group of its own that owns the terminal, if there is one: what job control expects.
+            let _ = nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0));
+            let _ = sys::terminal::take_foreground(0);
+            sys::process::reset_signals();
+            let failure = ready.execute();
+            if let Ok(text) = serde_json::to_vec(&failure) {
+                let _ = nix::unistd::write(&writer, &text);
+            }
+            sys::process::exit_now(127)
+        }
+    }
+}
+
+/// Which of a container's namespaces are its own.
+#[must_use]
+pub fn namespaces(spec: &oci_spec::runtime::Spec) -> CloneFlags {
+    use oci_spec::runtime::LinuxNamespaceType as Kind;
+    let mut flags = CloneFlags::CLONE_NEWUSER;
+    let list = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    for namespace in list.into_iter().flatten() {
+        flags |= match namespace.typ() {
+            Kind::Mount => CloneFlags::CLONE_NEWNS,
+            Kind::Pid => CloneFlags::CLONE_NEWPID,
+            Kind::Network => CloneFlags::CLONE_NEWNET,
+            Kind::Ipc => CloneFlags::CLONE_NEWIPC,
+            Kind::Uts => CloneFlags::CLONE_NEWUTS,
+            Kind::Cgroup => CloneFlags::CLONE_NEWCGROUP,
+            Kind::User | Kind::Time => CloneFlags::empty(),
+        };
+    }
+    flags
+}

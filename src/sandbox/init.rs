@@ -1,0 +1,327 @@
+//! The first process of a container: from clone3(2) to the command.
+//!
+//! It runs as pid 1 of the new namespaces and talks to two others: to the keeper over `keeper`
+//! (it waits for one byte that says that the id maps are written, and reports a [`Failure`]; a
+//! close without a word means that the command is running), and to the server over `server`, which
+//! gets the FUSE, TUN and terminal descriptors as soon as each exists.
+//!
+//! What does not need the id maps comes first, so that the helpers that write them run beside it.
+
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use fuse_overlay::mount as fuse_mount;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Uid, fchdir, pivot_root, sethostname, setgroups, setresgid, setresuid, setsid};
+
+use super::rootfs::Root;
+use super::{Context as _, Failure, Stage, Staged, Stdio, chain, command, credentials, devices, mounts};
+use crate::plan::{ContainerPlan, NetworkMode};
+use crate::sys;
+
+/// Tags of the messages to the server.
+pub mod message {
+    /// With the FUSE connection's descriptor.
+    pub const FUSE: u8 = b'F';
+    /// With the TUN's descriptor; its features follow in four bytes.
+    pub const TUN: u8 = b'T';
+    /// With the terminal's master.
+    pub const TERMINAL: u8 = b'M';
+}
+
+/// How the root filesystem is put together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RootKind {
+    /// The kernel's overlayfs over the read-only FUSE mount.
+    Hybrid,
+    /// The FUSE mount alone, writable.
+    Pure,
+}
+
+/// Everything that init needs; it gets a copy of it with the rest of the keeper's memory.
+#[derive(Debug)]
+pub struct Enter<'a> {
+    /// The plan.
+    pub plan: &'a ContainerPlan,
+    /// The container's directory in the store (mount points, /etc files).
+    pub dir: &'a Path,
+    /// Directory of the writable layer.
+    pub local_dir: &'a Path,
+    /// How the root is made.
+    pub root_kind: RootKind,
+    /// Whether the upper need not survive a power cut: it belongs to a `--rm` container.
+    pub volatile: bool,
+    /// User and group that set-up runs as: 0, or the one id that is mapped.
+    pub ids: (u32, u32),
+    /// Whether setgroups(2) is allowed in the namespace.
+    pub may_set_groups: bool,
+    /// The link to make, for the userspace network.
+    pub link: Option<&'a net::link::LinkConfig>,
+    /// The compiled filter.
+    pub seccomp: Option<&'a [libc::sock_filter]>,
+    /// The command's stdio.
+    pub stdio: Stdio,
+    /// To the keeper.
+    pub keeper: OwnedFd,
+    /// To the server.
+    pub server: OwnedFd,
+}
+
+/// Runs in the child; never returns.
+pub fn run(enter: Enter<'_>) -> ! {
+    let Err(failure) = start(&enter);
+    // The keeper may be gone: then nobody is left to tell, and the exit ends the namespaces.
+    if let Ok(text) = serde_json::to_vec(&failure) {
+        let _ = sys::fd::send_with_fds(enter.keeper.as_fd(), &text, &[]);
+    }
+    sys::process::exit_now(1)
+}
+
+fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
+    let Enter { plan, keeper, server, .. } = enter;
+    sys::process::set_name(c"hostel-init");
+    let mut keep = vec![keeper.as_raw_fd(), server.as_raw_fd()];
+    if let Stdio::Pipes(pipes) = &enter.stdio {
+        keep.extend(pipes.iter().map(|fd| fd.as_raw_fd()));
+    }
+    sys::fd::close_all_except(&keep);
+    network(enter)?;
+    wait_for_maps(keeper.as_fd())?;
+    sys::process::set_dumpable(false).during(Stage::Namespaces, || "cannot hide from other processes".into())?;
+    become_set_up_user(enter)?;
+    setsid().during(Stage::Namespaces, || "cannot make a session".into())?;
+    umask(Mode::empty());
+
+    let root = mount_root(enter)?;
+    for entry in plan.spec.mounts().iter().flatten() {
+        mounts::apply(&root, entry)?;
+    }
+    etc_files(enter, &root)?;
+    sysctls(plan, &root)?;
+    let user = command::resolve_user(&root, &plan.user, &plan.group_add)?;
+    let terminal = match &enter.stdio {
+        Stdio::Terminal { size } => {
+            let (master, peer) = devices::open_terminal(&root, true, user.uid)?;
+            if let Some((rows, columns)) = size {
+                // A terminal of unknown size works; only its programs' lines may break oddly.
+                let _ = sys::terminal::set_size(master.as_fd(), *rows, *columns);
+            }
+            send(server.as_fd(), &[message::TERMINAL], Some(master.as_fd()))?;
+            Some(peer)
+        }
+        Stdio::Pipes(_) => None,
+    };
+    confine(plan, &root)?;
+    enter_root(&root, plan)?;
+
+    let process = plan.spec.process().as_ref().ok_or_else(|| Failure::plain(Stage::Credentials, "the plan has no process"))?;
+    if let Some(hostname) = plan.spec.hostname() {
+        sethostname(hostname).during(Stage::Namespaces, || format!("cannot set the host name {hostname:?}"))?;
+    }
+    umask(Mode::from_bits_truncate(process.user().umask().unwrap_or(0o022)));
+    command::enter_directory(process.cwd())?;
+    attach_stdio(&enter.stdio, terminal.as_ref())?;
+    credentials::set_limits(process)?;
+    if let Some(score) = process.oom_score_adj() {
+        // Lowering it needs privilege on the machine; the default is not worth failing for.
+        let _ = std::fs::write("/proc/self/oom_score_adj", score.to_string());
+    }
+    credentials::become_user(process, &user, enter.may_set_groups, enter.seccomp)?;
+    sys::process::set_parent_death_signal(libc::SIGKILL)
+        .during(Stage::Credentials, || "cannot ask for the parent's death signal".into())?;
+    let ready = command::prepare(process, &user.home)?;
+    sys::process::reset_signals();
+    // From here on every descriptor but stdio closes at exec, which tells the keeper of success.
+    sys::fd::close_on_exec_from(3).during(Stage::Credentials, || "cannot close descriptors".into())?;
+    if plan.init { Err(super::exec::run_as_init(&ready)) } else { Err(ready.execute()) }
+}
+
+/// The interface, before the id maps are there: its capabilities come from the namespace's creation.
+fn network(enter: &Enter<'_>) -> Staged<()> {
+    let failed = |error: net::link::LinkError| {
+        Failure::plain(Stage::Network, chain(&error)).hint("or run without this network: --network none, --network host")
+    };
+    match (&enter.plan.network.mode, enter.link) {
+        (NetworkMode::Bridge, Some(link)) => {
+            let (fd, features) = net::link::create_tun(link).map_err(failed)?.into_parts();
+            let mut text = vec![message::TUN];
+            text.extend(features.to_ne_bytes());
+            send(enter.server.as_fd(), &text, Some(fd.as_fd()))
+        }
+        (NetworkMode::None, _) => net::link::bring_up_loopback().map_err(failed),
+        _ => Ok(()),
+    }
+}
+
+fn send(socket: BorrowedFd<'_>, text: &[u8], fd: Option<BorrowedFd<'_>>) -> Staged<()> {
+    let fds: Vec<_> = fd.into_iter().collect();
+    sys::fd::send_with_fds(socket, text, &fds)
+        .during(Stage::Namespaces, || "the container's server is gone".to_owned())
+}
+
+fn wait_for_maps(keeper: BorrowedFd<'_>) -> Staged<()> {
+    let mut byte = [0_u8; 1];
+    loop {
+        match nix::unistd::read(keeper, &mut byte) {
+            Ok(1) => return Ok(()),
+            Ok(_) => sys::process::exit_now(1), // the keeper is gone, and with it the container
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Failure::new(Stage::Namespaces, "cannot hear from the keeper", errno)),
+        }
+    }
+}
+
+fn become_set_up_user(enter: &Enter<'_>) -> Staged<()> {
+    let what = || "cannot become the container's root".to_owned();
+    if enter.may_set_groups {
+        setgroups(&[]).during(Stage::Namespaces, what)?;
+    }
+    let (uid, gid) = (Uid::from_raw(enter.ids.0), Gid::from_raw(enter.ids.1));
+    setresgid(gid, gid, gid).during(Stage::Namespaces, what)?;
+    sys::process::set_keep_capabilities(true).during(Stage::Namespaces, what)?;
+    setresuid(uid, uid, uid).during(Stage::Namespaces, what)?;
+    // A set-up user other than 0 loses the effective set at that change, but not the permitted one.
+    if let Ok(permitted) = caps::read(None, caps::CapSet::Permitted) {
+        caps::set(None, caps::CapSet::Effective, &permitted)
+            .map_err(|error| Failure::plain(Stage::Namespaces, format!("{}: {error}", what())))?;
+    }
+    Ok(())
+}
+
+/// Mounts the root filesystem and opens it. From here on its requests wait for the server.
+fn mount_root(enter: &Enter<'_>) -> Staged<Root> {
+    let stage = Stage::Fuse;
+    let none = None::<&str>;
+    // Nothing that is mounted here may reach the machine, nor the other way round.
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .during(stage, || "cannot make the mounts private".into())?;
+    let root = enter.dir.join("mnt/root");
+    let lower = enter.dir.join("mnt/lower");
+    let (point, read_only) = match enter.root_kind {
+        RootKind::Hybrid => (&lower, true),
+        RootKind::Pure => (&root, false),
+    };
+    let failed = |error: fuse_mount::MountError| Failure::plain(stage, chain(&error));
+    let device = fuse_mount::open_device().map_err(failed)?;
+    let options = fuse_mount::MountOptions {
+        read_only,
+        uid: enter.ids.0,
+        gid: enter.ids.1,
+        source: "hostel".into(),
+    };
+    fuse_mount::mount(device.as_fd(), point, &options).map_err(failed)?;
+    send(enter.server.as_fd(), &[message::FUSE], Some(device.as_fd()))?;
+    if enter.root_kind == RootKind::Hybrid {
+        let upper = enter.local_dir.join("upper");
+        let work = enter.local_dir.join("work");
+        match_root(&lower, &upper)?;
+        let parts = fuse_mount::OverlayMount { lower: &lower, upper: &upper, work: &work, volatile: enter.volatile };
+        fuse_mount::mount_overlay(parts, &root)
+            .map_err(|error| Failure::plain(Stage::Overlay, chain(&error)))?;
+    }
+    let opened = open(&root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .during(stage, || "cannot open the container's root".into())?;
+    Ok(Root::new(opened))
+}
+
+/// The upper's own directory is the container's "/": it gets the image's mode and owner.
+fn match_root(lower: &Path, upper: &Path) -> Staged<()> {
+    let what = || "cannot prepare the writable layer".to_owned();
+    let wanted = nix::sys::stat::stat(lower).during(Stage::Fuse, what)?;
+    let found = nix::sys::stat::stat(upper).during(Stage::Fuse, what)?;
+    // Not on a later start: the container may have changed its root since.
+    if upper.read_dir().during(Stage::Fuse, what)?.next().is_some() {
+        return Ok(());
+    }
+    if (wanted.st_uid, wanted.st_gid) != (found.st_uid, found.st_gid) {
+        let (uid, gid) = (Uid::from_raw(wanted.st_uid), Gid::from_raw(wanted.st_gid));
+        nix::unistd::chown(upper, Some(uid), Some(gid)).during(Stage::Fuse, what)?;
+    }
+    let mode = Mode::from_bits_truncate(wanted.st_mode);
+    nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, upper, mode, nix::sys::stat::FchmodatFlags::FollowSymlink)
+        .during(Stage::Fuse, what)
+}
+
+/// /etc/hosts, /etc/hostname and /etc/resolv.conf: files of the container's own, bound in place.
+fn etc_files(enter: &Enter<'_>, root: &Root) -> Staged<()> {
+    let covered: Vec<PathBuf> =
+        enter.plan.spec.mounts().iter().flatten().map(|mount| mount.destination().clone()).collect();
+    for name in ["hosts", "hostname", "resolv.conf"] {
+        let destination = Path::new("/etc").join(name);
+        let source = enter.dir.join("etc").join(name);
+        if covered.contains(&destination) || !source.exists() {
+            continue;
+        }
+        let what = || format!("cannot mount the container's own {}", destination.display());
+        let opened = open(&source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).during(Stage::Mounts, what)?;
+        mounts::bind_fd(root, &opened, &destination, &mounts::Options::default()).during(Stage::Mounts, what)?;
+    }
+    Ok(())
+}
+
+/// Sysctls of the container's namespaces, through its own /proc, before that becomes read-only.
+fn sysctls(plan: &ContainerPlan, root: &Root) -> Staged<()> {
+    let Some(sysctls) = plan.spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref()) else { return Ok(()) };
+    let mut sorted: Vec<_> = sysctls.iter().collect();
+    sorted.sort();
+    for (key, value) in sorted {
+        let path = Path::new("/proc/sys").join(key.replace('.', "/"));
+        root.open(&path, libc::O_WRONLY)
+            .and_then(|file| nix::unistd::write(&file, value.as_bytes()))
+            .during(Stage::Mounts, || format!("cannot set the sysctl {key}={value}"))?;
+    }
+    Ok(())
+}
+
+/// Hides and write-protects what the spec says.
+fn confine(plan: &ContainerPlan, root: &Root) -> Staged<()> {
+    if let Some(linux) = plan.spec.linux() {
+        for path in linux.readonly_paths().iter().flatten() {
+            mounts::make_read_only(root, Path::new(path))?;
+        }
+        for path in linux.masked_paths().iter().flatten() {
+            mounts::mask(root, Path::new(path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the root "/" and lets go of the machine's.
+fn enter_root(root: &Root, plan: &ContainerPlan) -> Staged<()> {
+    let what = || "cannot change the root".to_owned();
+    if plan.spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true) {
+        sys::mount::set_attributes(root.as_fd(), sys::mount::MOUNT_ATTR_RDONLY, 0, false)
+            .during(Stage::Mounts, || "cannot make the root read-only".into())?;
+    }
+    fchdir(root).during(Stage::Mounts, what)?;
+    // The old root ends up under the new one and is let go at once (pivot_root(2), NOTES).
+    pivot_root(".", ".").during(Stage::Mounts, what)?;
+    umount2(".", MntFlags::MNT_DETACH).during(Stage::Mounts, what)?;
+    nix::unistd::chdir("/").during(Stage::Mounts, what)
+}
+
+/// Puts the command's stdio at 0, 1 and 2.
+///
+/// # Errors
+/// What could not be placed.
+pub fn attach_stdio(stdio: &Stdio, terminal: Option<&OwnedFd>) -> Staged<()> {
+    let what = || "cannot set up stdio".to_owned();
+    match (stdio, terminal) {
+        (Stdio::Terminal { .. }, Some(peer)) => {
+            sys::terminal::make_controlling(peer.as_fd()).during(Stage::Credentials, what)?;
+            for target in 0..=2 {
+                sys::fd::place_at(peer.as_fd(), target).during(Stage::Credentials, what)?;
+            }
+        }
+        (Stdio::Pipes(pipes), _) => {
+            for (target, pipe) in (0..).zip(pipes) {
+                sys::fd::place_at(pipe.as_fd(), target).during(Stage::Credentials, what)?;
+            }
+        }
+        (Stdio::Terminal { .. }, None) => return Err(Failure::plain(Stage::Credentials, what())),
+    }
+    Ok(())
+}
