@@ -1,1 +1,558 @@
-//! TODO
+//! Running containers: making the two processes that keep one, and talking to them.
+//!
+//! There is no daemon. [`launch`] forks a *keeper* ([`keeper`]), which owns the container's
+//! processes and its record, and a *server* ([`server`]), which serves its filesystem, network and
+//! log. Commands reach a running container through its control socket ([`client`], [`control`]).
+//!
+//! Order of forks: everything that can fail without a process is done first, in the command itself,
+//! where an error is just an error; then keeper, server and init are forked, each before any thread.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use fuse_overlay::index::MergedIndex;
+use fuse_overlay::serve;
+use jiff::Timestamp;
+use nix::unistd::setsid;
+use oci_spec::image::ImageConfiguration;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::image::RootSource;
+use crate::plan::{ContainerPlan, HostPort, NetworkMode, Protocol, PublishedPort, RunRequest, WriteMode};
+use crate::sandbox::idmap::{Facts, IdMaps, choose};
+use crate::sandbox::init::{self, Enter, RootKind};
+use crate::sandbox::{Failure, Stage, Stdio};
+use crate::store::containers::{self, ContainerError, Containers, Lock, Record, State};
+use crate::sys;
+use crate::sys::process::Fork;
+
+pub mod client;
+pub mod control;
+pub mod etc;
+pub mod keeper;
+pub mod log;
+pub mod pump;
+pub mod remove;
+pub mod server;
+pub mod stream;
+
+/// What is kept of a container besides its record: enough to start it again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Saved {
+    /// The plan.
+    pub plan: ContainerPlan,
+    /// What was asked for, for `inspect`.
+    pub request: RunRequest,
+    /// The image's configuration at creation.
+    pub image_config: ImageConfiguration,
+    /// What lies below the writable layer.
+    pub root: RootSource,
+    /// Directory of the caller that stays visible in a `host:/` container.
+    pub working_directory: PathBuf,
+    /// How the writable layer is made: decided once, at the first start.
+    pub write_mode: WriteMode,
+}
+
+/// Why a container was not started.
+#[derive(Debug, Error)]
+pub enum LaunchError {
+    /// A stage of the start failed.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// A port cannot be published.
+    #[error(transparent)]
+    Port(#[from] net::publish::BindError),
+    /// The image's files in the store cannot be used.
+    #[error("cannot use {path}; the image may be damaged: remove it and load it again")]
+    Image {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The filesystem's server cannot be prepared.
+    #[error("cannot prepare the container's filesystem")]
+    Filesystem(#[source] serve::ServeError),
+    /// Records.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// Everything else that the system may refuse.
+    #[error("cannot {action}")]
+    Io {
+        /// What was tried.
+        action: String,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Who watches from the start.
+#[derive(Clone, Copy, Debug)]
+pub struct Attach {
+    /// The client's input goes to the container.
+    pub stdin: bool,
+    /// The client's terminal, rows and columns.
+    pub size: Option<(u16, u16)>,
+}
+
+/// A container that has been handed to its keeper.
+#[derive(Debug)]
+pub struct Launched {
+    /// Speaks [`control`]: first of the start, then of the end.
+    pub keeper: OwnedFd,
+    /// Speaks [`stream`], where one was asked for.
+    pub stream: Option<OwnedFd>,
+}
+
+/// Docker's exit code for a failure of the start.
+#[must_use]
+pub fn exit_code(failure: &Failure) -> u8 {
+    match failure.stage {
+        Stage::NotFound => 127,
+        Stage::NotExecutable => 126,
+        _ => 125,
+    }
+}
+
+/// Starts a container whose record and plan are in the store.
+///
+/// Returns once the keeper has it; whether its command runs is the first thing that the keeper says.
+///
+/// # Errors
+/// Everything that is found out before the first process is made.
+pub fn launch(
+    containers: &Containers,
+    record: &Record,
+    saved: &Saved,
+    lock: Lock,
+    attach: Option<Attach>,
+) -> Result<Launched, LaunchError> {
+    let dir = containers.path(&record.id);
+    let plan = &saved.plan;
+    let maps = choose(&Facts::gather(), numeric_user(&plan.user));
+    let seccomp: Option<Vec<libc::sock_filter>> = None;
+    let root_kind = match saved.write_mode {
+        WriteMode::Hybrid => RootKind::Hybrid,
+        WriteMode::Pure => RootKind::Pure,
+        WriteMode::Auto if matches!(saved.root, RootSource::Packed { .. }) => RootKind::Hybrid,
+        WriteMode::Auto => RootKind::Pure,
+    };
+    let filesystem = filesystem(saved, root_kind, &record.local_dir, &maps)?;
+    let network = network(plan, record)?;
+    let link = network.as_ref().map(|(_, config)| net::link::LinkConfig::new(config));
+    etc::write(&dir.join("etc"), plan, network.as_ref().map(|(_, config)| config))
+        .map_err(io_error(|| "write the container's /etc files".into()))?;
+    let (socket_path, listener) = listen(&record.id.to_string())?;
+    let log = dir.join("log");
+    let state = State {
+        started: Timestamp::now(),
+        pid: 0,
+        pid_start_ticks: 0,
+        boot_id: containers::boot_id(),
+        keeper_pid: 0,
+        socket: socket_path.clone(),
+        ports: network.as_ref().map(|(listeners, _)| bound(listeners)).unwrap_or_default(),
+        write_mode: match root_kind {
+            RootKind::Hybrid => "hybrid".into(),
+            RootKind::Pure => "pure".into(),
+        },
+        uid_map: maps.uids.clone(),
+        gid_map: maps.gids.clone(),
+        address: network.as_ref().map(|(_, config)| IpAddr::V4(config.addresses.v4.container)),
+    };
+    let socket = |what: &'static str| move |errno: nix::errno::Errno| io_error(|| what.into())(errno.into());
+    let (ours, starter) = sys::fd::seqpacket_pair().map_err(socket("make a socket"))?;
+    let (stream, client) = match attach {
+        Some(attach) => {
+            let (ours, theirs) = sys::fd::stream_pair().map_err(socket("make a socket"))?;
+            (Some(ours), Some((theirs, attach.stdin)))
+        }
+        None => (None, None),
+    };
+    let forked = sys::process::clone(0, false).map_err(socket("make the container's keeper"))?;
+    match forked {
+        Fork::Parent(_) => Ok(Launched { keeper: ours, stream }),
+        Fork::Child => {
+            drop((ours, stream));
+            let work = Work {
+                containers: containers.clone(),
+                record: record.clone(),
+                saved: saved.clone(),
+                lock,
+                attach,
+                dir,
+                maps,
+                seccomp,
+                root_kind,
+                filesystem,
+                network,
+                link,
+                socket_path,
+                listener,
+                log,
+                state,
+                starter,
+                client,
+            };
+            become_keeper(work)
+        }
+    }
+}
+
+/// Everything that the keeper takes over from the command.
+struct Work {
+    containers: Containers,
+    record: Record,
+    saved: Saved,
+    lock: Lock,
+    attach: Option<Attach>,
+    dir: PathBuf,
+    maps: IdMaps,
+    seccomp: Option<Vec<libc::sock_filter>>,
+    root_kind: RootKind,
+    filesystem: serve::Server,
+    network: Option<(net::publish::Listeners, net::Config)>,
+    link: Option<net::link::LinkConfig>,
+    socket_path: PathBuf,
+    listener: OwnedFd,
+    log: PathBuf,
+    state: State,
+    starter: OwnedFd,
+    client: Option<(OwnedFd, bool)>,
+}
+
+fn become_keeper(work: Work) -> ! {
+    let starter = work.starter.try_clone();
+    match make_processes(work) {
+        Ok(parts) => keeper::run(parts),
+        Err(failure) => {
+            if let Ok(starter) = starter {
+                // The command may be gone: then nobody is left to tell.
+                let _ = control::send(&starter, &control::Reply::Failed(failure), &[]);
+            }
+            sys::process::exit_now(1)
+        }
+    }
+}
+
+/// In the keeper: leaves the command's session and stdio, and forks server and init.
+fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
+    use crate::sandbox::Context as _;
+    let stage = Stage::Namespaces;
+    setsid().during(stage, || "cannot make a session".into())?;
+    leave_stdio(&work.dir).during(stage, || "cannot leave the command's stdio".into())?;
+    nix::unistd::chdir("/").during(stage, || "cannot change to /".into())?;
+    sys::process::ignore_signals_of_others();
+
+    let pair = || sys::fd::seqpacket_pair().during(stage, || "cannot make a socket".into());
+    let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).during(stage, || "cannot make a pipe".into());
+    let (init_socket, init_keeper) = pair()?;
+    let (server_from_init, init_server) = pair()?;
+    let (server_socket, server_keeper) = pair()?;
+    let plan = &work.saved.plan;
+    let terminal = plan.spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal) == Some(true);
+    let (stdio, sources, stdin) = if terminal {
+        (Stdio::Terminal { size: work.attach.and_then(|attach| attach.size) }, Vec::new(), None)
+    } else {
+        let (out_reader, out_writer) = pipe()?;
+        let (err_reader, err_writer) = pipe()?;
+        let (in_reader, in_writer) = if plan.stdin_open {
+            let (reader, writer) = pipe()?;
+            (reader, Some(writer))
+        } else {
+            (File::open("/dev/null").during(stage, || "cannot open /dev/null".into())?.into(), None)
+        };
+        let sources = vec![(log::Stream::Stdout, out_reader), (log::Stream::Stderr, err_reader)];
+        (Stdio::Pipes([in_reader, out_writer, err_writer]), sources, in_writer)
+    };
+
+    let parts = server::Parts {
+        filesystem: work.filesystem,
+        network: work.network,
+        init: server_from_init,
+        keeper: server_keeper,
+        sources,
+        stdin,
+        client: work.client,
+        log: Some(work.log),
+    };
+    let fork = sys::process::clone(0, false).during(stage, || "cannot make the container's server".into())?;
+    let server = match fork {
+        Fork::Child => {
+            drop((init_socket, init_keeper, init_server, server_socket, stdio, work.starter, work.listener, work.lock));
+            let _ = sys::process::set_parent_death_signal(libc::SIGKILL); // it also sees the socket close
+            server::run(parts)
+        }
+        Fork::Parent(server) => server,
+    };
+    drop(parts);
+
+    let namespaces = crate::sandbox::exec::namespaces(&plan.spec).bits() as u64;
+    let fork = sys::process::clone(namespaces, false).map_err(|errno| no_namespaces(errno))?;
+    let child = match fork {
+        Fork::Child => {
+            drop(init_socket);
+            init::run(Enter {
+                plan,
+                dir: &work.dir,
+                local_dir: &work.record.local_dir,
+                root_kind: work.root_kind,
+                volatile: plan.auto_remove,
+                ids: (work.maps.first_uid(), work.maps.first_gid()),
+                may_set_groups: !work.maps.is_single(),
+                link: work.link.as_ref(),
+                seccomp: work.seccomp.as_deref(),
+                stdio,
+                keeper: init_keeper,
+                server: init_server,
+            })
+        }
+        Fork::Parent(child) => child,
+    };
+    drop((init_keeper, init_server, stdio));
+    let writing = work.maps.begin(child.pid)?;
+    let pid = child.pid.as_raw();
+    let ticks = containers::process_start_ticks(pid).unwrap_or_default();
+    writing.finish()?;
+    sys::fd::send_with_fds(init_socket.as_fd(), &[1], &[]).during(stage, || "the container's init is gone".into())?;
+    // From here on the container has processes, which must not read this one's memory.
+    sys::process::set_dumpable(false).during(stage, || "cannot hide from other processes".into())?;
+    Ok(keeper::Parts {
+        containers: work.containers,
+        record: work.record,
+        saved: work.saved,
+        root_kind: work.root_kind,
+        lock: work.lock,
+        seccomp: work.seccomp,
+        maps: work.maps,
+        listener: work.listener,
+        socket_path: work.socket_path,
+        starter: work.starter,
+        server,
+        server_socket,
+        init: child,
+        init_socket: Some(init_socket),
+        state: State { pid, pid_start_ticks: ticks, keeper_pid: nix::unistd::getpid().as_raw(), ..work.state },
+    })
+}
+
+/// Why the kernel refused new namespaces, and who can change that.
+fn no_namespaces(errno: nix::errno::Errno) -> Failure {
+    use nix::errno::Errno;
+    let setting = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+    let failure = Failure::new(Stage::Namespaces, "cannot make the container's namespaces", errno);
+    if setting("/proc/sys/user/max_user_namespaces") == "0" {
+        failure.hint("user namespaces are off on this machine: ask for `sysctl user.max_user_namespaces=15000`")
+    } else if setting("/proc/sys/kernel/unprivileged_userns_clone") == "0" {
+        failure.hint("user namespaces are closed to users: ask for `sysctl kernel.unprivileged_userns_clone=1`")
+    } else if setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" {
+        failure.hint(
+            "AppArmor restricts user namespaces here: ask for `sysctl kernel.apparmor_restrict_unprivileged_userns=0`, \
+             or an AppArmor profile for this program with the rule `userns,`",
+        )
+    } else if errno == Errno::EPERM {
+        failure.hint("something forbids user namespaces to this process: a seccomp filter of a surrounding container, or a chroot")
+    } else {
+        failure.hint("a limit may be reached: see /proc/sys/user/max_*_namespaces and `ulimit -u`")
+    }
+}
+
+/// Gives up the command's stdio: input from nowhere, messages to the container's supervisor.log.
+fn leave_stdio(dir: &Path) -> io::Result<()> {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let log = OpenOptions::new().append(true).create(true).mode(0o600).open(dir.join("supervisor.log"))?;
+    sys::fd::place_at(null.as_fd(), 0)?;
+    sys::fd::place_at(null.as_fd(), 1)?;
+    sys::fd::place_at(log.as_fd(), 2)?;
+    Ok(())
+}
+
+fn io_error(action: impl FnOnce() -> String) -> impl FnOnce(io::Error) -> LaunchError {
+    move |source| LaunchError::Io { action: action(), source }
+}
+
+/// `-u 1000` or `-u 1000:1000`: with one single id it becomes that one.
+fn numeric_user(user: &str) -> Option<(u32, u32)> {
+    let (uid, gid) = user.split_once(':').unwrap_or((user, ""));
+    let uid = uid.parse().ok()?;
+    Some((uid, if gid.is_empty() { 0 } else { gid.parse().ok()? }))
+}
+
+/// Prepares the root filesystem's server.
+fn filesystem(saved: &Saved, kind: RootKind, local_dir: &Path, maps: &IdMaps) -> Result<serve::Server, LaunchError> {
+    let open = |path: &Path| File::open(path).map_err(io_error(|| format!("open {}", path.display())));
+    let lower = match &saved.root {
+        RootSource::Packed { index, layers } => {
+            let merged = MergedIndex::open(&open(index)?)
+                .map_err(|error| LaunchError::Image { path: index.clone(), source: error.into() })?;
+            let layers = layers.iter().map(|path| open(path)).collect::<Result<_, _>>()?;
+            serve::Lower::Packed { index: merged, layers }
+        }
+        RootSource::Directory { path } => {
+            serve::Lower::Directory(serve::DirectoryLower { root: open(path)?.into(), rules: Vec::new() })
+        }
+        RootSource::Host => serve::Lower::Directory(serve::DirectoryLower {
+            root: open(Path::new("/"))?.into(),
+            rules: host_rules(&saved.working_directory, local_dir),
+        }),
+    };
+    let mode = match kind {
+        RootKind::Hybrid => serve::Mode::ReadOnly,
+        RootKind::Pure => serve::Mode::Overlay {
+            upper: open(&local_dir.join("upper"))?.into(),
+            volatile: saved.plan.auto_remove,
+        },
+    };
+    let (uid, gid) = (nix::unistd::Uid::effective().as_raw(), nix::unistd::Gid::effective().as_raw());
+    let range = |single: u32, count: u32, caller: u32| {
+        if maps.is_single() {
+            // Whatever the image says, only this id exists.
+            serve::IdRange { count: 0, rest: single, caller }
+        } else {
+            serve::IdRange::range(count, caller)
+        }
+    };
+    let ids = serve::Ids {
+        uids: range(maps.first_uid(), maps.uid_count(), uid),
+        gids: range(maps.first_gid(), maps.gid_count(), gid),
+    };
+    serve::Server::new(lower, mode, ids, serve::Options::default()).map_err(LaunchError::Filesystem)
+}
+
+/// What of the machine a `host:/` container does not see: other people's data, secrets, run-time
+/// state, and hostel's own; and that it sees the directory that it was started in.
+fn host_rules(working_directory: &Path, local_dir: &Path) -> Vec<serve::PathRule> {
+    use serve::PathRule::{Expose, Hide};
+    let mut rules: Vec<_> = [
+        "/home", "/root", "/tmp", "/var/tmp", "/run", "/var/run", "/var/mail", "/var/spool/mail", "/etc/shadow", "/etc/shadow-",
+        "/etc/gshadow", "/etc/gshadow-", "/proc", "/sys", "/dev", "/lost+found",
+        "/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_ecdsa_key", "/etc/ssh/ssh_host_ed25519_key",
+        "/etc/ssh/ssh_host_dsa_key",
+    ]
+    .map(|path| Hide(path.into()))
+    .into();
+    // Homes elsewhere than /home: the caller's own, at least.
+    rules.extend(std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute() && home != Path::new("/")).map(Hide));
+    if working_directory != Path::new("/") {
+        rules.push(Expose(working_directory.into()));
+    }
+    // Last and longest: the store may lie below the working directory.
+    rules.extend(local_dir.ancestors().nth(2).map(|store| Hide(store.into())));
+    rules
+}
+
+/// Binds the published ports and settles the network's addresses.
+fn network(
+    plan: &ContainerPlan,
+    record: &Record,
+) -> Result<Option<(net::publish::Listeners, net::Config)>, LaunchError> {
+    let network = &plan.network;
+    if network.mode != NetworkMode::Bridge {
+        return Ok(None);
+    }
+    let listeners = publish(&network.publish)?;
+    let addresses = net::Addresses::default_for(&net::HostRoutes::read());
+    let mut config = net::Config::new(addresses);
+    if let Some(mtu) = network.mtu_bytes {
+        config.mtu_bytes = mtu;
+    }
+    config.host_loopback = match &network.host_loopback {
+        crate::plan::HostLoopback::Closed => net::HostLoopback::Closed,
+        crate::plan::HostLoopback::Ports(ports) => net::HostLoopback::Ports(ports.iter().copied().collect()),
+        crate::plan::HostLoopback::All => net::HostLoopback::All,
+    };
+    let own = [IpAddr::V4(addresses.v4.container), IpAddr::V6(addresses.v6.container)];
+    let names = [Some(record.name.to_string()), plan.spec.hostname().clone()];
+    config.host_names =
+        names.into_iter().flatten().map(|name| net::HostName { name, addresses: own.to_vec() }).collect();
+    Ok(Some((listeners, config)))
+}
+
+/// Binds every published port before anything is started; of a range the first free one.
+fn publish(ports: &[PublishedPort]) -> Result<net::publish::Listeners, net::publish::BindError> {
+    let request = |port: &PublishedPort, host_port: u16| net::publish::Publish {
+        host: port.host_ip,
+        port: host_port,
+        container_port: port.container_port,
+        protocol: match port.protocol {
+            Protocol::Tcp => net::publish::Protocol::Tcp,
+            Protocol::Udp => net::publish::Protocol::Udp,
+        },
+    };
+    let mut requests = Vec::with_capacity(ports.len());
+    for port in ports {
+        let host_port = match port.host_port {
+            HostPort::Any => 0,
+            HostPort::Fixed(number) => number,
+            // Bound for a try and let go: should somebody be quicker, the real bind says so.
+            HostPort::FirstFree(first, last) => (first..=last)
+                .find(|number| net::publish::bind(&[request(port, *number)]).is_ok())
+                .unwrap_or(first),
+        };
+        requests.push(request(port, host_port));
+    }
+    net::publish::bind(&requests)
+}
+
+fn bound(listeners: &net::publish::Listeners) -> Vec<(u16, String, IpAddr, u16)> {
+    let name = |protocol| match protocol {
+        net::publish::Protocol::Tcp => "tcp".to_owned(),
+        net::publish::Protocol::Udp => "udp".to_owned(),
+    };
+    listeners
+        .bound()
+        .into_iter()
+        .map(|bound| (bound.container_port, name(bound.protocol), bound.address.ip(), bound.address.port()))
+        .collect()
+}
+
+/// The directory of control sockets: $XDG_RUNTIME_DIR/hostel, else a private one in /tmp.
+///
+/// # Errors
+/// When it cannot be made, or belongs to somebody else.
+pub fn socket_dir() -> io::Result<PathBuf> {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    let uid = nix::unistd::Uid::effective().as_raw();
+    let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| {
+        fs::metadata(dir).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid)
+    });
+    let dir = own.map_or_else(|| PathBuf::from(format!("/tmp/hostel-{uid}")), |dir| dir.join("hostel"));
+    match fs::DirBuilder::new().mode(0o700).create(&dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    // In /tmp anybody could have made it first.
+    let meta = fs::symlink_metadata(&dir)?;
+    if !meta.is_dir() || meta.uid() != uid || meta.permissions().mode() & 0o077 != 0 {
+        let what = format!("{} is not a directory of mode 0700 of this user; remove it, or set XDG_RUNTIME_DIR", dir.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+    }
+    Ok(dir)
+}
+
+/// Digits of the id in a socket's name: enough to be unique, short enough for the path limit.
+const SOCKET_ID_LEN: usize = 24;
+
+fn listen(id: &str) -> Result<(PathBuf, OwnedFd), LaunchError> {
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+    let dir = socket_dir().map_err(io_error(|| "use the directory of control sockets".into()))?;
+    let path = dir.join(&id[..SOCKET_ID_LEN]);
+    let _ = fs::remove_file(&path); // of a keeper that was killed: the lock says that there is none now
+    let attempt = || {
+        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        // By way of the directory's descriptor: a path of any length fits then (unix(7), 108 bytes).
+        let opened = File::open(&dir).map_err(|_| nix::errno::Errno::EACCES)?;
+        let short = format!("/proc/self/fd/{}/{}", opened.as_raw_fd(), &id[..SOCKET_ID_LEN]);
+        bind(listener.as_raw_fd(), &UnixAddr::new(short.as_str())?)?;
+        listen(&listener, Backlog::new(64)?)?;
+        Ok(listener)
+    };
+    let listener = attempt()
+        .map_err(|errno: nix::errno::Errno| io_error(|| format!("listen on {}", path.display()))(errno.into()))?;
+    Ok((path, listener))
+}

@@ -1,0 +1,68 @@
+//! The command's side of the control socket.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+
+use super::control::{self, Reply, Request};
+
+/// A connection to a keeper.
+#[derive(Debug)]
+pub struct Client(OwnedFd);
+
+impl Client {
+    /// Connects to a control socket.
+    ///
+    /// # Errors
+    /// ECONNREFUSED or ENOENT when the keeper is gone.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        // By way of the directory, so that a path of any length fits (unix(7), 108 bytes).
+        let dir = std::fs::File::open(path.parent().unwrap_or(Path::new("/")))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let address = UnixAddr::new(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()).as_str())?;
+        loop {
+            match connect(fd.as_raw_fd(), &address) {
+                Ok(()) => return Ok(Self(fd)),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// From the connection that [`super::launch`] returned.
+    #[must_use]
+    pub fn from_launch(keeper: OwnedFd) -> Self {
+        Self(keeper)
+    }
+
+    /// Sends a request with descriptors.
+    ///
+    /// # Errors
+    /// EPIPE when the keeper is gone.
+    pub fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        control::send(&self.0, request, fds)
+    }
+
+    /// Waits for the next answer; `None` when the keeper went away without one.
+    ///
+    /// # Errors
+    /// As recvmsg(2), or InvalidData.
+    pub fn receive(&self) -> io::Result<Option<Reply>> {
+        match control::receive(&self.0) {
+            Ok(message) => Ok(message.map(|(reply, _)| reply)),
+            // A keeper that was killed.
+            Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

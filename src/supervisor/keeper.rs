@@ -1,0 +1,589 @@
+//! The keeper of one container: single-threaded, tiny, the parent of everything in it.
+//!
+//! It owns the lock, the record of start and end, the id maps, init, the server, and the children of
+//! `exec`. It parses nothing but the control protocol of commands of the same user. States:
+//!
+//! ```text
+//! Starting --(init's socket closes without a word)--> Running --(init ends)--> Draining --> gone
+//!     \--(init or server fails)--> gone
+//! ```
+//!
+//! Draining waits, for a bounded time, until the server has passed on the last output, so that the
+//! log is whole before anybody is told of the end. Whoever waits is told before anything is cleaned up.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, SockFlag, accept4, getsockopt, sockopt};
+use nix::unistd::{Pid, Uid};
+
+use super::control::{self, ExecRequest, Reply, Request};
+use super::server::word;
+use super::{Saved, remove};
+use crate::plan::WriteMode;
+use crate::sandbox::init::RootKind;
+use crate::sandbox::idmap::IdMaps;
+use crate::sandbox::{Failure, Stage, Stdio, exec};
+use crate::store::containers::{Containers, ExitRecord, Lock, Record, State};
+use crate::sys;
+use crate::sys::process::{Child, Ended, Fork};
+
+/// How long the last output may take after the container's end.
+const DRAIN_LIMIT: Duration = Duration::from_secs(15);
+/// How long the server may take to write back what the kernel still holds, once all is unmounted.
+const SERVER_LIMIT: Duration = Duration::from_secs(30);
+/// Connections at once; one more waits in the listener's queue.
+const MAX_CONNECTIONS: usize = 256;
+/// Processes entered by `exec` at once.
+const MAX_EXECS: usize = 1024;
+
+/// What the keeper is given.
+#[derive(Debug)]
+pub struct Parts {
+    /// The store's containers.
+    pub containers: Containers,
+    /// The container's record.
+    pub record: Record,
+    /// Its plan and how it was put together.
+    pub saved: Saved,
+    /// How the root is made this time.
+    pub root_kind: RootKind,
+    /// Its lock.
+    pub lock: Lock,
+    /// The compiled filter, for `exec`.
+    pub seccomp: Option<Vec<libc::sock_filter>>,
+    /// The id maps.
+    pub maps: IdMaps,
+    /// The control socket, listening.
+    pub listener: OwnedFd,
+    /// Its path.
+    pub socket_path: PathBuf,
+    /// The command that started all this: it waits for the start and then for the end.
+    pub starter: OwnedFd,
+    /// The server.
+    pub server: Child,
+    /// The socket to it.
+    pub server_socket: OwnedFd,
+    /// Pid 1 of the container.
+    pub init: Child,
+    /// The socket to it.
+    pub init_socket: Option<OwnedFd>,
+    /// Published ports and the address, for the state.
+    pub state: State,
+}
+
+#[derive(Debug)]
+struct Connection {
+    socket: OwnedFd,
+    open: bool,
+    /// Wants to hear of the container's end.
+    waits: bool,
+}
+
+/// How much the client of an exec knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Started,
+    All,
+}
+
+/// A process that `exec` runs.
+#[derive(Debug)]
+struct Exec {
+    /// Who asked; its number in `connections` may change, its descriptor not.
+    client: Option<i32>,
+    /// Tells the pid and then, by closing, that the command runs.
+    status: Option<OwnedFd>,
+    /// The process that enters; it ends at once.
+    helper: Option<Child>,
+    process: Option<Child>,
+    failure: Option<Failure>,
+    told: Told,
+    ended: Option<Ended>,
+    /// Output that nobody reads any more is read here, so that the process is not held up.
+    drains: Vec<Option<OwnedFd>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Listener,
+    Connection(usize),
+    InitSocket,
+    Init,
+    ServerSocket,
+    Server,
+    ExecStatus(usize),
+    ExecHelper(usize),
+    ExecProcess(usize),
+    ExecDrain(usize, usize),
+}
+
+/// Runs until the container has ended and everything of it is gone.
+pub fn run(parts: Parts) -> ! {
+    sys::process::set_name(c"hostel-keeper");
+    let mut keeper = Keeper {
+        running: false,
+        init_ended: None,
+        drained: false,
+        server_ended: false,
+        kill_at: None,
+        drain_until: None,
+        failure: None,
+        connections: vec![],
+        execs: vec![],
+        parts,
+    };
+    let code = match keeper.work() {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("keeper: {error}"); // stderr is the container's supervisor.log
+            1
+        }
+    };
+    sys::process::exit_now(code)
+}
+
+struct Keeper {
+    parts: Parts,
+    running: bool,
+    init_ended: Option<Ended>,
+    drained: bool,
+    server_ended: bool,
+    kill_at: Option<Instant>,
+    drain_until: Option<Instant>,
+    failure: Option<Failure>,
+    connections: Vec<Connection>,
+    execs: Vec<Exec>,
+}
+
+impl Keeper {
+    fn work(&mut self) -> io::Result<()> {
+        let starter = self.parts.starter.try_clone()?;
+        self.connections.push(Connection { socket: starter, open: true, waits: true });
+        while !self.is_over() {
+            for (token, flags) in self.wait()? {
+                self.serve(token, flags);
+            }
+            self.after_round();
+        }
+        self.finish()
+    }
+
+    /// Over when init is gone and its output passed on, or cannot be any more.
+    fn is_over(&self) -> bool {
+        let late = |at: Option<Instant>| at.is_some_and(|at| Instant::now() >= at);
+        self.init_ended.is_some() && (self.drained || self.server_ended || late(self.drain_until))
+    }
+
+    fn wait(&self) -> io::Result<Vec<(Token, PollFlags)>> {
+        let mut wanted: Vec<(Token, BorrowedFd<'_>)> = Vec::new();
+        if self.connections.len() < MAX_CONNECTIONS {
+            wanted.push((Token::Listener, self.parts.listener.as_fd()));
+        }
+        for (index, connection) in self.connections.iter().enumerate() {
+            wanted.push((Token::Connection(index), connection.socket.as_fd()));
+        }
+        wanted.extend(self.parts.init_socket.as_ref().map(|fd| (Token::InitSocket, fd.as_fd())));
+        if self.init_ended.is_none() {
+            wanted.push((Token::Init, self.parts.init.pidfd.as_fd()));
+        }
+        if !self.drained {
+            wanted.push((Token::ServerSocket, self.parts.server_socket.as_fd()));
+        }
+        if !self.server_ended {
+            wanted.push((Token::Server, self.parts.server.pidfd.as_fd()));
+        }
+        for (index, exec) in self.execs.iter().enumerate() {
+            wanted.extend(exec.status.as_ref().map(|fd| (Token::ExecStatus(index), fd.as_fd())));
+            wanted.extend(exec.helper.as_ref().map(|child| (Token::ExecHelper(index), child.pidfd.as_fd())));
+            let process = exec.process.as_ref().filter(|_| exec.ended.is_none());
+            wanted.extend(process.map(|child| (Token::ExecProcess(index), child.pidfd.as_fd())));
+            if exec.client.is_none() {
+                for (drain, fd) in exec.drains.iter().enumerate() {
+                    wanted.extend(fd.as_ref().map(|fd| (Token::ExecDrain(index, drain), fd.as_fd())));
+                }
+            }
+        }
+        let mut polled: Vec<_> = wanted.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        let next = [self.kill_at, self.drain_until].into_iter().flatten().min();
+        let timeout = next.map_or(PollTimeout::NONE, |at| {
+            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut polled, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let flags = polled.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+        Ok(wanted.iter().map(|(token, _)| *token).zip(flags).filter(|(_, flags)| !flags.is_empty()).collect())
+    }
+
+    fn serve(&mut self, token: Token, flags: PollFlags) {
+        match token {
+            Token::Listener => self.accept(),
+            Token::Connection(index) => self.hear(index),
+            Token::InitSocket => self.hear_init(),
+            Token::Init => {
+                self.init_ended = sys::process::wait_for(self.parts.init.pid).ok().or(Some(Ended::Signaled(libc::SIGKILL)));
+                self.drain_until = Some(Instant::now() + DRAIN_LIMIT);
+            }
+            Token::ServerSocket => {
+                let mut word = [0; 16];
+                let received = sys::fd::receive_with_fds(self.parts.server_socket.as_fd(), &mut word, MsgFlags::empty());
+                self.drained |= !matches!(received, Ok((length, _)) if length > 0 && word[0] != word::DRAINED);
+            }
+            Token::Server => {
+                let _ = sys::process::wait_for(self.parts.server.pid); // how it ended is in supervisor.log
+                self.server_ended = true;
+                self.kill_container(); // without its server the container's root and network are dead
+            }
+            Token::ExecStatus(index) => self.hear_exec(index),
+            Token::ExecHelper(index) => {
+                if let Some(helper) = self.execs[index].helper.take() {
+                    let _ = sys::process::wait_for(helper.pid); // what it had to say came through its socket
+                }
+            }
+            Token::ExecProcess(index) => {
+                let exec = &mut self.execs[index];
+                if let Some(process) = &exec.process {
+                    exec.ended = sys::process::wait_for(process.pid).ok().or(Some(Ended::Signaled(libc::SIGKILL)));
+                }
+            }
+            Token::ExecDrain(index, drain) => {
+                let mut nowhere = [0; 4096];
+                let Some(fd) = &self.execs[index].drains[drain] else { return };
+                let done = !flags.contains(PollFlags::POLLIN) || matches!(nix::unistd::read(fd, &mut nowhere), Ok(0));
+                if done {
+                    self.execs[index].drains[drain] = None;
+                }
+            }
+        }
+    }
+
+    /// Work that follows from what has been heard, once all of it has been heard.
+    fn after_round(&mut self) {
+        if self.kill_at.is_some_and(|at| Instant::now() >= at) {
+            self.kill_at = None;
+            self.kill_container();
+        }
+        for index in 0..self.execs.len() {
+            self.advance_exec(index);
+        }
+        self.execs.retain(|exec| exec.ended.is_none() || exec.helper.is_some());
+        for exec in &mut self.execs {
+            let gone = |fd: i32| !self.connections.iter().any(|connection| connection.open && connection.socket.as_raw_fd() == fd);
+            if exec.client.is_some_and(gone) {
+                exec.client = None;
+            }
+        }
+        self.connections.retain(|connection| connection.open);
+    }
+
+    fn kill_container(&self) {
+        if self.init_ended.is_none() {
+            // It cannot have been reaped: only this process reaps it, and has not.
+            let _ = sys::process::pidfd_send_signal(self.parts.init.pidfd.as_fd(), libc::SIGKILL);
+        }
+    }
+
+    fn accept(&mut self) {
+        let Ok(fd) = accept4(self.parts.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) else { return };
+        let Ok(socket) = sys::fd::own(fd) else { return };
+        // The directory is 0700 already; this holds where somebody made the path known to others.
+        let peer = getsockopt(&socket, sockopt::PeerCredentials).map(|peer| peer.uid());
+        if peer.is_ok_and(|uid| uid == Uid::effective().as_raw() || uid == 0) {
+            self.connections.push(Connection { socket, open: true, waits: false });
+        }
+    }
+
+    fn hear(&mut self, index: usize) {
+        let connection = &mut self.connections[index];
+        let (request, fds) = match control::receive::<Request>(&connection.socket) {
+            Ok(Some(message)) => message,
+            Ok(None) => {
+                connection.open = false;
+                return;
+            }
+            Err(error) => {
+                self.reply(index, &Reply::Refused(format!("the container's keeper does not understand this: {error}")));
+                self.connections[index].open = false;
+                return;
+            }
+        };
+        match request {
+            Request::Wait => connection.waits = true,
+            Request::Attach { stdin } => {
+                let sent = fds.first().is_some_and(|socket| {
+                    let server = self.parts.server_socket.as_fd();
+                    sys::fd::send_with_fds(server, &[u8::from(stdin)], &[socket.as_fd()]).is_ok()
+                });
+                connection.waits = true;
+                let reply = if sent { Reply::Ok } else { Reply::Refused("the container is ending".into()) };
+                self.reply(index, &reply);
+            }
+            Request::Signal { signal } => self.signal(index, signal),
+            Request::Stop { signal, timeout_s } => {
+                connection.waits = true;
+                self.stop(signal, timeout_s);
+            }
+            Request::Exec(request) => {
+                if let Err(failure) = self.exec(index, &request, fds) {
+                    self.reply(index, &Reply::Failed(failure));
+                }
+            }
+        }
+    }
+
+    fn signal(&mut self, index: usize, signal: i32) {
+        let client = self.connections[index].socket.as_raw_fd();
+        let exec = self.execs.iter().find(|exec| exec.client == Some(client));
+        let target = match exec {
+            Some(exec) => exec.process.as_ref().filter(|_| exec.ended.is_none()).map(|process| process.pidfd.as_fd()),
+            None => Some(self.parts.init.pidfd.as_fd()).filter(|_| self.init_ended.is_none()),
+        };
+        let is_exec = exec.is_some();
+        let result = target.map_or(Err(Errno::ESRCH), |pidfd| sys::process::pidfd_send_signal(pidfd, signal));
+        if !is_exec {
+            let reply = match result {
+                Ok(()) => Reply::Ok,
+                Err(errno) => Reply::Refused(format!("cannot send signal {signal}: {}", errno.desc())),
+            };
+            self.reply(index, &reply);
+        }
+    }
+
+    fn stop(&mut self, signal: i32, timeout_s: i64) {
+        if self.init_ended.is_none() && timeout_s != 0 {
+            let _ = sys::process::pidfd_send_signal(self.parts.init.pidfd.as_fd(), signal); // ended: told below
+        }
+        if timeout_s == 0 {
+            self.kill_container();
+        } else if let Ok(seconds) = u64::try_from(timeout_s) {
+            let at = Instant::now().checked_add(Duration::from_secs(seconds));
+            // The sooner of two stops counts.
+            self.kill_at = [self.kill_at, at].into_iter().flatten().min();
+        }
+    }
+
+    fn exec(&mut self, index: usize, request: &ExecRequest, mut fds: Vec<OwnedFd>) -> Result<(), Failure> {
+        let plain = |what: &str| Failure::plain(Stage::Namespaces, what);
+        if self.init_ended.is_some() || !self.running {
+            return Err(plain("the container is not running"));
+        }
+        if self.execs.len() >= MAX_EXECS {
+            return Err(plain("too many processes were entered by exec at once"));
+        }
+        let terminal = request.process.terminal() == Some(true);
+        if fds.len() != if terminal { 1 } else { 5 } {
+            return Err(plain("the request came without its descriptors"));
+        }
+        let drains = if terminal { Vec::new() } else { fds.split_off(3) };
+        let (stdio, client) = if terminal {
+            (Stdio::Terminal { size: request.size }, fds.pop())
+        } else {
+            let pipes = <[OwnedFd; 3]>::try_from(fds).map_err(|_| plain("the request came without its descriptors"))?;
+            (Stdio::Pipes(pipes), None)
+        };
+        let (ours, theirs) = sys::fd::seqpacket_pair().map_err(|errno| Failure::new(Stage::Namespaces, "cannot make a socket", errno))?;
+        let plan = &self.parts.saved.plan;
+        let fork = sys::process::clone(0, false).map_err(|errno| Failure::new(Stage::Namespaces, "cannot make a process", errno))?;
+        match fork {
+            Fork::Child => {
+                // Dumpable is inherited from the keeper, which is not; exec checks it again inside.
+                exec::run(exec::Join {
+                    pidfd: self.parts.init.pidfd.as_fd(),
+                    namespaces: exec::namespaces(&plan.spec),
+                    process: &request.process,
+                    user: request.user.as_deref().unwrap_or(&plan.user),
+                    group_add: &plan.group_add,
+                    ids: (self.parts.maps.first_uid(), self.parts.maps.first_gid()),
+                    may_set_groups: !self.parts.maps.is_single(),
+                    seccomp: self.parts.seccomp.as_deref().filter(|_| !request.privileged),
+                    stdio,
+                    keeper: theirs,
+                    client,
+                })
+            }
+            Fork::Parent(helper) => {
+                self.execs.push(Exec {
+                    client: Some(self.connections[index].socket.as_raw_fd()),
+                    status: Some(ours),
+                    helper: Some(helper),
+                    process: None,
+                    failure: None,
+                    told: Told::Nothing,
+                    ended: None,
+                    drains: drains.into_iter().map(Some).collect(),
+                });
+                Ok(())
+            }
+        }
+    }
+
+    fn hear_exec(&mut self, index: usize) {
+        let exec = &mut self.execs[index];
+        let Some(status) = &exec.status else { return };
+        let mut buffer = vec![0; 16 << 10];
+        match sys::fd::receive_with_fds(status.as_fd(), &mut buffer, MsgFlags::empty()) {
+            Ok((4, _)) => {
+                let pid = i32::from_ne_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]);
+                let pid = Pid::from_raw(pid);
+                // Our own child that we have not reaped: the number cannot mean another process.
+                exec.process = sys::process::pidfd_open(pid).ok().map(|pidfd| Child { pid, pidfd });
+            }
+            Ok((length, _)) if length > 0 => exec.failure = serde_json::from_slice(&buffer[..length]).ok(),
+            _ => exec.status = None,
+        }
+    }
+
+    /// Tells the client of an exec what it has not been told yet.
+    fn advance_exec(&mut self, index: usize) {
+        let exec = &mut self.execs[index];
+        if exec.status.is_some() {
+            return;
+        }
+        let client = exec.client.and_then(|fd| {
+            self.connections.iter().position(|connection| connection.open && connection.socket.as_raw_fd() == fd)
+        });
+        let mut replies = Vec::new();
+        if exec.told == Told::Nothing {
+            let never = || Failure::plain(Stage::Namespaces, "the process could not enter the container");
+            (exec.told, exec.failure) = match (exec.failure.take(), &exec.process) {
+                (None, Some(process)) => {
+                    replies.push(Reply::Started { pid: process.pid.as_raw() });
+                    (Told::Started, None)
+                }
+                (failure, _) => {
+                    let failure = failure.unwrap_or_else(never);
+                    replies.push(Reply::Failed(failure.clone()));
+                    (Told::All, Some(failure))
+                }
+            };
+        }
+        if exec.process.is_none() && exec.helper.is_none() {
+            exec.ended = exec.ended.or(Some(Ended::Exited(1)));
+        }
+        if let (Some(ended), Told::Started) = (exec.ended, exec.told) {
+            exec.told = Told::All;
+            replies.push(Reply::Exited { code: ended.code() });
+        }
+        if let Some(client) = client {
+            for reply in replies {
+                self.reply(client, &reply);
+            }
+        }
+    }
+
+    /// Init's socket speaks only when something failed; its silent close means that the command runs.
+    fn hear_init(&mut self) {
+        let Some(socket) = &self.parts.init_socket else { return };
+        let mut buffer = vec![0; 16 << 10];
+        match sys::fd::receive_with_fds(socket.as_fd(), &mut buffer, MsgFlags::empty()) {
+            Ok((length, _)) if length > 0 => self.failure = serde_json::from_slice(&buffer[..length]).ok(),
+            _ => {
+                self.parts.init_socket = None;
+                if self.failure.is_none() {
+                    self.started();
+                }
+            }
+        }
+    }
+
+    fn started(&mut self) {
+        self.running = true;
+        self.parts.state.started = Timestamp::now();
+        if let Err(error) = self.parts.containers.write_state(&self.parts.record.id, &self.parts.state) {
+            self.failure = Some(Failure::plain(Stage::Namespaces, crate::sandbox::chain(&error)));
+            self.kill_container();
+            return;
+        }
+        if self.parts.saved.write_mode == WriteMode::Auto && !self.parts.saved.plan.auto_remove {
+            // What worked stays: a container keeps the mode of its first start.
+            self.parts.saved.write_mode = match self.parts.root_kind {
+                RootKind::Hybrid => WriteMode::Hybrid,
+                RootKind::Pure => WriteMode::Pure,
+            };
+            if let Err(error) = self.parts.containers.replace_plan(&self.parts.record.id, &self.parts.saved) {
+                eprintln!("keeper: {}", crate::sandbox::chain(&error));
+            }
+        }
+        self.reply(0, &Reply::Started { pid: self.parts.init.pid.as_raw() });
+    }
+
+    fn reply(&mut self, index: usize, reply: &Reply) {
+        if let Some(connection) = self.connections.get_mut(index)
+            && control::send(&connection.socket, reply, &[]).is_err()
+        {
+            connection.open = false; // the client is gone; nobody else waits for this answer
+        }
+    }
+
+    /// Init is gone: record it, tell whoever waits, clean up, in this order.
+    fn finish(&mut self) -> io::Result<()> {
+        let code = self.init_ended.map_or(137, Ended::code);
+        let reply = match (&self.failure, self.running) {
+            (Some(failure), _) => Reply::Failed(failure.clone()),
+            (None, true) => Reply::Exited { code },
+            (None, false) => Reply::Failed(Failure::plain(Stage::Namespaces, "the container's supervisor failed to start it")
+                .hint("its supervisor.log in the store says more")),
+        };
+        let removed = self.record_end(code);
+        for connection in &self.connections {
+            if connection.waits && connection.open {
+                let _ = control::send(&connection.socket, &reply, &[]); // gone: nobody to tell
+            }
+        }
+        self.connections.clear();
+        let _ = std::fs::remove_file(&self.parts.socket_path); // a stale name is found dead by its connect
+        self.let_server_finish(removed.is_some());
+        if let Some(grave) = removed {
+            remove::tree(&grave, &self.parts.maps).map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the exit, or unlinks the record of a container that is to go; then its remains are returned.
+    fn record_end(&self, code: u8) -> Option<PathBuf> {
+        let Parts { containers, record, saved, lock, .. } = &self.parts;
+        if self.failure.as_ref().is_some_and(|failure| failure.stage == Stage::Overlay) && saved.write_mode == WriteMode::Auto {
+            return None; // the command is about to start it once more, in pure mode
+        }
+        if saved.plan.auto_remove {
+            match containers.unlink(record, lock) {
+                Ok(grave) => return Some(grave),
+                Err(error) => eprintln!("keeper: {}", crate::sandbox::chain(&error)),
+            }
+        }
+        let error = self.failure.as_ref().map(ToString::to_string).unwrap_or_default();
+        let code = match &self.failure {
+            Some(failure) => super::exit_code(failure),
+            None => code,
+        };
+        let exit = ExitRecord { finished: Timestamp::now(), code, error };
+        if let Err(error) = containers.write_exit(&record.id, &exit) {
+            eprintln!("keeper: {}", crate::sandbox::chain(&error));
+        }
+        None
+    }
+
+    /// The server writes back what the kernel still holds while the mounts go away; a container that
+    /// is removed needs none of it.
+    fn let_server_finish(&mut self, removed: bool) {
+        if self.server_ended {
+            return;
+        }
+        if !removed {
+            let mut polled = [PollFd::new(self.parts.server.pidfd.as_fd(), PollFlags::POLLIN)];
+            let limit = PollTimeout::try_from(SERVER_LIMIT).unwrap_or(PollTimeout::MAX);
+            let _ = poll(&mut polled, limit); // a signal only shortens the grace
+        }
+        let _ = sys::process::pidfd_send_signal(self.parts.server.pidfd.as_fd(), libc::SIGKILL);
+        let _ = sys::process::wait_for(self.parts.server.pid); // gone either way
+    }
+}

@@ -1,0 +1,83 @@
+//! Removing what is left of a container: also files that belong to subordinate ids.
+//!
+//! A hybrid writable layer holds files of the container's own users, in directories that may be
+//! closed to everybody. They are removed by a short-lived child in a user namespace with the same
+//! maps, as its root.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use nix::unistd::{Gid, Uid, setresgid, setresuid};
+
+use crate::sandbox::idmap::IdMaps;
+use crate::sys;
+use crate::sys::process::{Fork, Ended};
+
+/// Removes a directory that was unlinked from the store.
+///
+/// # Errors
+/// When something is left; a later command tries again.
+pub fn tree(path: &Path, maps: &IdMaps) -> io::Result<()> {
+    if remove_own(path).is_err() && path.exists() {
+        remove_mapped(path, maps)?;
+    }
+    Ok(())
+}
+
+/// As the caller: enough unless ids of a range own something.
+fn remove_own(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(path);
+            fs::remove_dir_all(path)
+        }
+        other => other,
+    }
+}
+
+/// Makes the caller's own directories passable: overlayfs leaves one of mode 0 behind, and a
+/// container may do the same.
+fn open_up(path: &Path) {
+    let Ok(meta) = fs::symlink_metadata(path) else { return };
+    if !meta.is_dir() {
+        return;
+    }
+    let _ = fs::set_permissions(path, fs::Permissions::from_mode(0o700)); // another owner's: the caller sees
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            open_up(&entry.path());
+        }
+    }
+}
+
+fn remove_mapped(path: &Path, maps: &IdMaps) -> io::Result<()> {
+    let failed = |what: &str| io::Error::other(format!("cannot remove {}: {what}", path.display()));
+    let (ours, theirs) = sys::fd::seqpacket_pair()?;
+    match sys::process::clone(libc::CLONE_NEWUSER as u64, false)? {
+        Fork::Child => {
+            drop(ours);
+            let mut byte = [0_u8; 1];
+            let ready = nix::unistd::read(&theirs, &mut byte) == Ok(1);
+            let (gid, uid) = (Gid::from_raw(0), Uid::from_raw(0));
+            let done = ready
+                && setresgid(gid, gid, gid).is_ok()
+                && setresuid(uid, uid, uid).is_ok()
+                && (fs::remove_dir_all(path).is_ok() || !path.exists());
+            sys::process::exit_now(i32::from(!done))
+        }
+        Fork::Parent(child) => {
+            drop(theirs);
+            let mapped = maps.begin(child.pid).and_then(crate::sandbox::idmap::Writing::finish);
+            if mapped.is_ok() {
+                sys::fd::send_with_fds(ours.as_fd(), &[1], &[])?;
+            }
+            drop(ours);
+            let ended = sys::process::wait_for(child.pid)?;
+            mapped.map_err(|failure| failed(&failure.to_string()))?;
+            if ended == Ended::Exited(0) { Ok(()) } else { Err(failed("files of the container's users are left")) }
+        }
+    }
+}

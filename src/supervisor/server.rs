@@ -1,0 +1,138 @@
+//! The server of one container: FUSE threads, network thread, log pump.
+//!
+//! It parses all that is hostile (FUSE requests, packets, the container's output), so it holds no
+//! more than it needs: it is forked before anything of the container exists, is not dumpable, and
+//! dies with the keeper. Threads start here and nowhere else in the engine.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+
+use fuse_overlay::serve;
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
+
+use super::log::{Stream, Writer};
+use super::pump::{Event, Pump};
+use crate::sandbox::init::message;
+use crate::sys;
+
+/// What the server tells the keeper: one byte a message.
+pub mod word {
+    /// All output has been passed on.
+    pub const DRAINED: u8 = b'D';
+}
+
+/// What the server is given.
+#[derive(Debug)]
+pub struct Parts {
+    /// The filesystem, ready.
+    pub filesystem: serve::Server,
+    /// Published ports and the network's settings.
+    pub network: Option<(net::publish::Listeners, net::Config)>,
+    /// From init.
+    pub init: OwnedFd,
+    /// To and from the keeper.
+    pub keeper: OwnedFd,
+    /// Reading ends of the container's output.
+    pub sources: Vec<(Stream, OwnedFd)>,
+    /// Writing end of its stdin.
+    pub stdin: Option<OwnedFd>,
+    /// A client that is attached from the start, and whether its input counts.
+    pub client: Option<(OwnedFd, bool)>,
+    /// The log's path; none keeps no log.
+    pub log: Option<PathBuf>,
+}
+
+/// Runs in a child of the keeper's; never returns.
+pub fn run(parts: Parts) -> ! {
+    sys::process::set_name(c"hostel-server");
+    let code = match serve(parts) {
+        Ok(()) => 0,
+        Err(message) => {
+            eprintln!("server: {message}"); // stderr is the container's supervisor.log
+            1
+        }
+    };
+    sys::process::exit_now(code)
+}
+
+fn serve(parts: Parts) -> Result<(), String> {
+    let text = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
+    sys::process::set_dumpable(false).map_err(|errno| format!("cannot hide from other processes: {errno}"))?;
+    raise_file_limit();
+    let log = Writer::open(parts.log.as_deref()).map_err(text("cannot open the log"))?;
+    let mut pump = Pump::new(parts.init, parts.keeper.try_clone().map_err(text("dup"))?, parts.sources, parts.stdin, log);
+    if let Some((socket, stdin)) = parts.client {
+        pump.attach(socket, stdin, stdin);
+    }
+    let mut filesystem = Some(parts.filesystem);
+    let mut network = parts.network;
+    let mut fuse_thread = None;
+    let mut net_stop = None;
+    loop {
+        match pump.next().map_err(text("cannot poll"))? {
+            Event::Init(text, Some(fd)) => match text.split_first() {
+                Some((&message::FUSE, _)) => {
+                    if let Some(filesystem) = filesystem.take() {
+                        fuse_thread = Some(spawn("fuse", move || filesystem.serve(fd).map_err(|error| chain(&error)))?);
+                    }
+                }
+                Some((&message::TUN, features)) => {
+                    if let (Some((listeners, config)), Ok(features)) = (network.take(), features.try_into()) {
+                        let tun = net::link::Tun::from_parts(fd, u32::from_ne_bytes(features));
+                        let gateway = net::Gateway::new(tun, listeners, config).map_err(|error| chain(&error))?;
+                        let (stopped, stop) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| format!("pipe: {errno}"))?;
+                        net_stop = Some(stop);
+                        spawn("net", move || gateway.run(stopped).map_err(|error| chain(&error)))?;
+                    }
+                }
+                Some((&message::TERMINAL, _)) => {
+                    pump.set_terminal(fd).map_err(|error| format!("cannot use the terminal: {error}"))?;
+                }
+                _ => return Err("init sent a message that is not of this protocol".into()),
+            },
+            Event::Init(..) => return Err("init sent a message without a descriptor".into()),
+            Event::Attach(socket, stdin) => pump.attach(socket, stdin, false),
+            Event::Drained => {
+                drop(net_stop.take());
+                // The keeper may have gone first; then this process is about to be killed anyway.
+                let _ = sys::fd::send_with_fds(parts.keeper.as_fd(), &[word::DRAINED], &[]);
+                drop(parts.keeper);
+                drop(pump);
+                break;
+            }
+            Event::KeeperGone => return Ok(()),
+        }
+    }
+    // What the kernel still has to write back comes while the mount goes away; then the thread ends.
+    if let Some(thread) = fuse_thread {
+        let _ = thread.join(); // its own error is reported by itself
+    }
+    Ok(())
+}
+
+/// Starts a thread whose failure ends the server, and with it the container.
+fn spawn(
+    name: &'static str,
+    work: impl FnOnce() -> Result<(), String> + Send + 'static,
+) -> Result<std::thread::JoinHandle<()>, String> {
+    let body = move || {
+        if let Err(error) = work() {
+            eprintln!("{name}: {error}");
+            sys::process::exit_now(1);
+        }
+    };
+    std::thread::Builder::new().name(name.into()).spawn(body).map_err(|error| format!("cannot start a thread: {error}"))
+}
+
+/// A flow and an open file are a descriptor each: take all that the user may have.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard); // the soft limit stays then
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    crate::sandbox::chain(error)
+}
