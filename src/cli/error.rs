@@ -4,7 +4,6 @@
 //! parts: what failed on what, the chain of causes, and a hint that names the next step.
 
 use std::error::Error;
-use std::fmt::Write as _;
 
 /// Exit codes as Docker documents them (`docker run` reference, "Exit status").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,13 +54,7 @@ impl CliError {
 
     /// From a library's error: its text and those of its sources, joined by `: `.
     pub fn from_error(error: &(dyn Error + 'static)) -> Self {
-        let mut message = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            let _ = write!(message, ": {cause}");
-            source = cause.source();
-        }
-        Self::new(message)
+        Self::new(crate::sandbox::chain(error))
     }
 
     /// The same error with another exit code.

@@ -7,9 +7,42 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::{Parser, Subcommand};
+use jiff::Timestamp;
+
+use crate::store::containers::{Containers, Record, State, Status};
+use crate::sys;
+
+pub mod attach;
+pub mod create;
 pub mod error;
+pub mod exec;
+pub mod format;
+pub mod images;
+pub mod info;
+pub mod inspect;
+pub mod kill;
+pub mod load;
+pub mod logs;
+pub mod port;
+pub mod prune;
+pub mod ps;
+pub mod pull;
+pub mod relay;
+pub mod rename;
+pub mod restart;
+pub mod rm;
+pub mod rmi;
+pub mod run;
 pub mod run_args;
+pub mod save;
+pub mod start;
+pub mod stop;
 pub mod switches;
+pub mod tag;
+pub mod version;
+pub mod volume;
+pub mod wait;
 
 pub use error::{CliError, Exit};
 
@@ -23,8 +56,226 @@ pub struct Context {
 /// What a verb's `run` returns.
 pub type Outcome = Result<Exit, CliError>;
 
+/// A rootless container engine in one binary
+#[derive(Parser, Debug)]
+#[command(name = "hostel", version, disable_help_subcommand = true, max_term_width = 100)]
+struct Cli {
+    /// Directory of images, containers and volumes [default: $HOSTEL_ROOT, else $XDG_DATA_HOME/hostel]
+    #[arg(long, global = false, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Set the logging level
+    #[arg(short, long, value_name = "LEVEL", default_value = "warn", value_parser = ["trace", "debug", "info", "warn", "error", "fatal"])]
+    log_level: String,
+    /// Enable debug mode
+    #[arg(short = 'D', long)]
+    debug: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    Run(Box<run::Args>),
+    Create(Box<create::Args>),
+    Start(start::Args),
+    Stop(stop::Args),
+    Restart(restart::Args),
+    Kill(kill::Args),
+    Rm(rm::Args),
+    Ps(ps::Args),
+    Exec(exec::Args),
+    Attach(attach::Args),
+    Logs(logs::Args),
+    Wait(wait::Args),
+    Port(port::Args),
+    Rename(rename::Args),
+    Inspect(inspect::Args),
+    Images(images::Args),
+    Load(load::Args),
+    Save(save::Args),
+    Pull(pull::Args),
+    Rmi(rmi::Args),
+    Tag(tag::Args),
+    /// Manage containers
+    #[command(subcommand)]
+    Container(ContainerVerb),
+    /// Manage images
+    #[command(subcommand)]
+    Image(ImageVerb),
+    /// Manage volumes
+    #[command(subcommand)]
+    Volume(volume::Verb),
+    Version(version::Args),
+    Info(info::Args),
+}
+
+#[derive(Subcommand, Debug)]
+enum ContainerVerb {
+    Run(Box<run::Args>),
+    Create(Box<create::Args>),
+    Start(start::Args),
+    Stop(stop::Args),
+    Restart(restart::Args),
+    Kill(kill::Args),
+    #[command(visible_alias = "remove")]
+    Rm(rm::Args),
+    #[command(visible_aliases = ["list", "ps"])]
+    Ls(ps::Args),
+    Exec(exec::Args),
+    Attach(attach::Args),
+    Logs(logs::Args),
+    Wait(wait::Args),
+    Port(port::Args),
+    Rename(rename::Args),
+    Inspect(inspect::Args),
+    Prune(prune::Args),
+}
+
+#[derive(Subcommand, Debug)]
+enum ImageVerb {
+    #[command(visible_alias = "list")]
+    Ls(images::Args),
+    Load(load::Args),
+    Save(save::Args),
+    Pull(pull::Args),
+    #[command(visible_alias = "remove")]
+    Rm(rmi::Args),
+    Tag(tag::Args),
+    Inspect(images::InspectArgs),
+    Prune(images::PruneArgs),
+    History(images::HistoryArgs),
+}
+
+impl From<ContainerVerb> for Verb {
+    fn from(verb: ContainerVerb) -> Self {
+        match verb {
+            ContainerVerb::Run(args) => Self::Run(args),
+            ContainerVerb::Create(args) => Self::Create(args),
+            ContainerVerb::Start(args) => Self::Start(args),
+            ContainerVerb::Stop(args) => Self::Stop(args),
+            ContainerVerb::Restart(args) => Self::Restart(args),
+            ContainerVerb::Kill(args) => Self::Kill(args),
+            ContainerVerb::Rm(args) => Self::Rm(args),
+            ContainerVerb::Ls(args) => Self::Ps(args),
+            ContainerVerb::Exec(args) => Self::Exec(args),
+            ContainerVerb::Attach(args) => Self::Attach(args),
+            ContainerVerb::Logs(args) => Self::Logs(args),
+            ContainerVerb::Wait(args) => Self::Wait(args),
+            ContainerVerb::Port(args) => Self::Port(args),
+            ContainerVerb::Rename(args) => Self::Rename(args),
+            other @ (ContainerVerb::Inspect(_) | ContainerVerb::Prune(_)) => Self::Container(other),
+        }
+    }
+}
+
 /// Runs the command line and returns its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    // A reader that goes away ends a command quietly, as it does every other program of a pipeline.
+    sys::process::default_sigpipe();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let outcome = data_root(cli.root).and_then(|root| dispatch(&Context { root }, cli.verb));
+    match outcome {
+        Ok(exit) => ExitCode::from(exit.code()),
+        Err(error) => {
+            eprintln!("{}", error.render());
+            ExitCode::from(error.exit.code())
+        }
+    }
+}
+
+/// Help goes to stdout and is a success; a wrong flag ends with 125, as Docker's.
+fn usage(error: &clap::Error) -> ExitCode {
+    // A closed stdout or stderr leaves nobody to tell.
+    let _ = error.print();
+    ExitCode::from(if error.use_stderr() { Exit::Engine.code() } else { Exit::Success.code() })
+}
+
+/// Where the store is.
+fn data_root(flag: Option<PathBuf>) -> Result<PathBuf, CliError> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let root = flag
+        .or_else(|| variable("HOSTEL_ROOT"))
+        .or_else(|| variable("XDG_DATA_HOME").filter(|dir| dir.is_absolute()).map(|dir| dir.join("hostel")))
+        .or_else(|| variable("HOME").filter(|dir| dir.is_absolute()).map(|dir| dir.join(".local/share/hostel")))
+        .ok_or_else(|| {
+            CliError::new("there is no place for images and containers: HOME is not set")
+                .with_hint("set HOME, or name a directory with --root")
+        })?;
+    Ok(std::path::absolute(root)?)
+}
+
+fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
+    match verb {
+        Verb::Run(args) => run::run(ctx, *args),
+        Verb::Create(args) => create::run(ctx, *args),
+        Verb::Start(args) => start::run(ctx, &args),
+        Verb::Stop(args) => stop::run(ctx, &args),
+        Verb::Restart(args) => restart::run(ctx, &args),
+        Verb::Kill(args) => kill::run(ctx, &args),
+        Verb::Rm(args) => rm::run(ctx, &args),
+        Verb::Ps(args) => ps::run(ctx, &args),
+        Verb::Exec(args) => exec::run(ctx, args),
+        Verb::Attach(args) => attach::run(ctx, &args),
+        Verb::Logs(args) => logs::run(ctx, &args),
+        Verb::Wait(args) => wait::run(ctx, &args),
+        Verb::Port(args) => port::run(ctx, &args),
+        Verb::Rename(args) => rename::run(ctx, &args),
+        Verb::Inspect(args) => inspect::run(ctx, &args),
+        Verb::Container(ContainerVerb::Inspect(args)) => inspect::run_container(ctx, &args),
+        Verb::Container(ContainerVerb::Prune(args)) => prune::run(ctx, &args),
+        Verb::Container(other) => dispatch(ctx, other.into()),
+        Verb::Images(args) | Verb::Image(ImageVerb::Ls(args)) => images::run(ctx, &args),
+        Verb::Load(args) | Verb::Image(ImageVerb::Load(args)) => load::run(ctx, &args),
+        Verb::Save(args) | Verb::Image(ImageVerb::Save(args)) => save::run(ctx, &args),
+        Verb::Pull(args) | Verb::Image(ImageVerb::Pull(args)) => pull::run(ctx, &args),
+        Verb::Rmi(args) | Verb::Image(ImageVerb::Rm(args)) => rmi::run(ctx, &args),
+        Verb::Tag(args) | Verb::Image(ImageVerb::Tag(args)) => tag::run(ctx, &args),
+        Verb::Image(ImageVerb::Inspect(args)) => images::inspect(ctx, &args),
+        Verb::Image(ImageVerb::Prune(args)) => images::prune(ctx, &args),
+        Verb::Image(ImageVerb::History(args)) => images::history(ctx, &args),
+        Verb::Volume(verb) => volume::run(ctx, verb),
+        Verb::Version(args) => version::run(ctx, &args),
+        Verb::Info(args) => info::run(ctx, &args),
+    }
+}
+
+/// Does something for each argument; one that fails is told and the others are done all the same.
+fn each(references: &[String], mut work: impl FnMut(&str) -> Result<(), CliError>) -> Outcome {
+    let mut exit = Exit::Success;
+    for reference in references {
+        if let Err(error) = work(reference) {
+            eprintln!("{}", error.render());
+            exit = if references.len() == 1 { error.exit } else { Exit::Failure };
+        }
+    }
+    Ok(exit)
+}
+
+/// The state of a container that has to run.
+fn running(containers: &Containers, record: &Record) -> Result<State, CliError> {
+    match containers.status(&record.id)? {
+        Status::Running(state) => Ok(state),
+        _ => Err(CliError::new(format!("container {} is not running", record.id))),
+    }
+}
+
+/// Reads a time (RFC 3339, a date, seconds since 1970) or a duration before now (`42m`, `1h30m`).
+fn until(text: &str) -> Option<Timestamp> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Some(time);
+    }
+    if let Ok(date) = text.parse::<jiff::civil::DateTime>() {
+        return jiff::tz::TimeZone::UTC.to_timestamp(date).ok();
+    }
+    if let Some((seconds, fraction)) = text.split_once('.').or(Some((text, "0")))
+        && let (Ok(seconds), true) = (seconds.parse::<i64>(), fraction.bytes().all(|byte| byte.is_ascii_digit()))
+    {
+        return Timestamp::from_second(seconds).ok();
+    }
+    let ago: jiff::SignedDuration = text.parse().ok()?;
+    Timestamp::now().checked_sub(ago).ok()
 }

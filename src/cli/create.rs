@@ -1,0 +1,210 @@
+//! Create a new container
+
+use std::fs;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use super::run_args::{Caller, CreateArgs};
+use super::{CliError, Context, Exit, Outcome};
+use crate::id::{ContainerId, Name};
+use crate::image;
+use crate::plan::{self, BuildFacts, HostRoot, NetworkMode, RunRequest};
+use crate::sandbox::idmap::{Facts, choose};
+use crate::store::{Store, VolumeMeta};
+use crate::store::containers::{self, Containers, RECORD_VERSION, Record};
+use crate::supervisor::Saved;
+use crate::sys;
+
+/// Create a new container
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    create: CreateArgs,
+}
+
+/// Creates a container and prints its id.
+///
+/// # Errors
+/// Wrong flags, an unknown image, a name in use: exit 125 as for `run`, 1 where Docker's is 1.
+pub fn run(ctx: &Context, args: Args) -> Outcome {
+    let request = args.create.into_request(&Caller::current("create")?)?;
+    let (record, _) = create_container(ctx, &request)?;
+    println!("{}", record.id);
+    Ok(Exit::Success)
+}
+
+/// Makes a container from a request: what `create` does, and `run` first.
+///
+/// # Errors
+/// As [`run`]. Nothing is left behind.
+pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, Saved), CliError> {
+    let store = Store::open(&ctx.root)?;
+    let containers = Containers::new(&ctx.root);
+    sweep(&containers);
+    let resolved = image::resolve(&store, &request.image, pull_policy(request.pull)).map_err(super::images::resolve_error)?;
+    let id = ContainerId::from_random(&sys::process::random_bytes()?);
+    let name = match &request.name {
+        Some(name) => name.clone(),
+        None => free_name(&containers)?,
+    };
+    let maps = choose(&Facts::gather(), None);
+    let working_directory = std::env::current_dir()?;
+    let peer = match &request.network.mode {
+        NetworkMode::Container(reference) => Some(containers.find(reference)?),
+        _ => None,
+    };
+    let facts = BuildFacts {
+        id: id.clone(),
+        uid_count: maps.uid_count(),
+        gid_count: maps.gid_count(),
+        host_name: nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+        peer_host_name: peer.as_ref().map(|record| record.id.short().to_owned()),
+        host_root: matches!(resolved.root, image::RootSource::Host)
+            .then(|| HostRoot { working_dir: working_directory.clone() }),
+        extra_masked_paths: Vec::new(),
+    };
+    let mut plan = plan::build(request, &resolved.config, &facts).map_err(engine_error)?;
+    for warning in &plan.warnings {
+        eprintln!("WARNING: {warning}");
+    }
+    check_bind_sources(&plan)?;
+    let lock = store.lock_volumes()?;
+    mount_volumes(&store, &mut plan)?;
+    let local_dir = containers.path(&id).join("local");
+    let record = Record {
+        version: RECORD_VERSION,
+        id: id.clone(),
+        name,
+        created: Timestamp::now(),
+        image: request.image.clone(),
+        image_id: resolved.id.as_ref().map(ToString::to_string),
+        command: plan.spec.process().as_ref().and_then(|process| process.args().clone()).unwrap_or_default(),
+        labels: plan.labels.clone(),
+        volumes: plan.volumes.iter().map(|volume| volume.name.clone()).collect(),
+        anonymous_volumes: plan.volumes.iter().filter(|volume| volume.anonymous).map(|volume| volume.name.clone()).collect(),
+        local_dir,
+        machine_id: containers::machine_id(),
+    };
+    let saved = Saved {
+        write_mode: plan.write_mode,
+        plan,
+        request: request.clone(),
+        image_config: resolved.config,
+        root: resolved.root,
+        working_directory,
+    };
+    if let Some(path) = &request.cidfile {
+        reserve_cidfile(path)?;
+    }
+    let made = containers.create(&record, &saved).map_err(engine_error);
+    drop(lock);
+    match (&made, &request.cidfile) {
+        (Ok(()), Some(path)) => fs::write(path, id.as_str())?,
+        (Err(_), Some(path)) => drop(fs::remove_file(path)), // ours, and empty
+        _ => {}
+    }
+    made?;
+    Ok((record, saved))
+}
+
+fn pull_policy(asked: plan::request::PullPolicy) -> image::PullPolicy {
+    match asked {
+        plan::request::PullPolicy::Always => image::PullPolicy::Always,
+        plan::request::PullPolicy::Missing => image::PullPolicy::Missing,
+        plan::request::PullPolicy::Never => image::PullPolicy::Never,
+    }
+}
+
+/// An error that Docker's `run` ends with 125 for.
+fn engine_error(error: impl std::error::Error + 'static) -> CliError {
+    CliError::from(error).with_exit(Exit::Engine)
+}
+
+/// Removes what a killed command left; best effort, the next command tries again.
+fn sweep(containers: &Containers) {
+    let Ok(leftovers) = containers.leftovers() else { return };
+    if leftovers.is_empty() {
+        return;
+    }
+    let maps = choose(&Facts::gather(), None);
+    for path in leftovers {
+        let _ = crate::supervisor::remove::tree(&path, &maps);
+    }
+}
+
+fn free_name(containers: &Containers) -> Result<Name, CliError> {
+    for _ in 0..64 {
+        let name: Name = format!("c{:x}", u64::from_ne_bytes(sys::process::random_bytes()?)).parse()?;
+        if !containers.has_name(&name) {
+            return Ok(name);
+        }
+    }
+    Err(CliError::new("no free container name was found").with_hint("give one with --name"))
+}
+
+/// A bind's source has to be there; Docker's `-v` makes a missing one, `--mount` does not.
+fn check_bind_sources(plan: &plan::ContainerPlan) -> Result<(), CliError> {
+    for source in &plan.bind_sources {
+        let path = &source.path;
+        match fs::metadata(path) {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && source.create => {
+                fs::create_dir_all(path).map_err(|error| {
+                    CliError::new(format!("error while creating mount source path '{}': {error}", path.display()))
+                        .with_exit(Exit::Engine)
+                })?;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(CliError::new(format!(
+                    "invalid mount config for type \"bind\": bind source path does not exist: {}",
+                    path.display()
+                ))
+                .with_exit(Exit::Engine));
+            }
+            Err(error) => {
+                return Err(CliError::new(format!("cannot use {} for a bind mount: {error}", path.display()))
+                    .with_exit(Exit::Engine));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes the volumes that are missing and turns their mounts into binds of their directories.
+fn mount_volumes(store: &Store, plan: &mut plan::ContainerPlan) -> Result<(), CliError> {
+    let mut directories = std::collections::BTreeMap::new();
+    for volume in &mut plan.volumes {
+        if volume.anonymous {
+            // 64 hex digits, as Docker's.
+            let name = ContainerId::from_random(&sys::process::random_bytes()?).to_string();
+            directories.insert(volume.name.clone(), name.clone());
+            volume.name = name;
+        }
+        let name: Name = volume.name.parse().map_err(engine_error)?;
+        let (made, is_new) = store.create_volume(&name, &VolumeMeta::new(volume.anonymous))?;
+        volume.no_copy |= !is_new && has_content(&made.data);
+        directories.insert(volume.name.clone(), made.data.to_string_lossy().into_owned());
+    }
+    Ok(())
+}
+
+fn has_content(directory: &Path) -> bool {
+    // A volume whose files belong to subordinate ids may not be readable: it has been used then.
+    fs::read_dir(directory).map_or(true, |mut entries| entries.next().is_some())
+}
+
+fn reserve_cidfile(path: &PathBuf) -> Result<(), CliError> {
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(path).map(drop).map_err(|error| {
+        let message = if error.kind() == std::io::ErrorKind::AlreadyExists {
+            format!(
+                "container ID file found, make sure the other container isn't running or delete {}",
+                path.display()
+            )
+        } else {
+            format!("failed to create the container ID file {}: {error}", path.display())
+        };
+        CliError::new(message).with_exit(Exit::Engine)
+    })
+}

@@ -1,0 +1,178 @@
+//! Display system-wide information
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::format::Template;
+use super::{CliError, Context, Exit, Outcome};
+use crate::sandbox::idmap::{Facts, Method, choose};
+use crate::store::Store;
+use crate::store::containers::{Containers, Status};
+
+/// Display system-wide information
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Format output using a custom template: 'json', or 'TEMPLATE'
+    #[arg(short, long, default_value = "", hide_default_value = true)]
+    format: String,
+}
+
+/// Prints what this machine gives containers, and why not more.
+///
+/// # Errors
+/// A template that is wrong; a store that cannot be read.
+pub fn run(ctx: &Context, args: &Args) -> Outcome {
+    let object = gather(ctx)?;
+    match args.format.as_str() {
+        "" => print!("{}", text(&object)),
+        "json" => println!("{object}"),
+        template => println!("{}", Template::parse(template)?.render(&object)?),
+    }
+    Ok(Exit::Success)
+}
+
+fn gather(ctx: &Context) -> Result<Value, CliError> {
+    let containers = Containers::new(&ctx.root);
+    let (mut running, mut stopped) = (0, 0);
+    for id in containers.ids()? {
+        match containers.status(&id) {
+            Ok(Status::Running(_)) => running += 1,
+            Ok(_) => stopped += 1,
+            Err(_) => {}
+        }
+    }
+    let images = Store::open(&ctx.root)?.catalog()?.images.len();
+    let maps = choose(&Facts::gather(), None);
+    let (ids, reason) = match &maps.method {
+        Method::Helpers { .. } => ("subordinate ids, by newuidmap".to_owned(), String::new()),
+        Method::Direct => ("direct, started by root: the container's root is root outside too, without its privilege".to_owned(), String::new()),
+        Method::SingleId { reason } => ("one id".to_owned(), reason.clone()),
+    };
+    let uname = nix::sys::utsname::uname()?;
+    let setting = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+    Ok(json!({
+        "Containers": running + stopped,
+        "ContainersRunning": running,
+        "ContainersPaused": 0,
+        "ContainersStopped": stopped,
+        "Images": images,
+        "Driver": "hostel",
+        "ServerVersion": env!("CARGO_PKG_VERSION"),
+        "LoggingDriver": "json-file",
+        "CgroupDriver": "none",
+        "CgroupVersion": if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "2" } else { "1" },
+        "KernelVersion": uname.release().to_string_lossy(),
+        "OperatingSystem": operating_system(),
+        "OSType": "linux",
+        "Architecture": uname.machine().to_string_lossy(),
+        "NCPU": std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
+        "Name": uname.nodename().to_string_lossy(),
+        "DockerRootDir": ctx.root,
+        "SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless"],
+        "Hostel": {
+            "IdMaps": ids,
+            "IdMapsReason": reason,
+            "UidMap": maps.uids,
+            "GidMap": maps.gids,
+            "FuseDevice": device("/dev/fuse"),
+            "TunDevice": device("/dev/net/tun"),
+            "WriteMode": "hybrid: the kernel's overlayfs over the built-in FUSE filesystem, where the kernel allows it; else pure",
+            "HybridLimits": HYBRID_LIMITS,
+            "Limits": "memory, CPU and pids limits are not enforced: cgroups are not delegated to this version",
+            "PingGroupRange": setting("/proc/sys/net/ipv4/ping_group_range"),
+            "UnprivilegedPortStart": setting("/proc/sys/net/ipv4/ip_unprivileged_port_start"),
+            "SocketDirectory": crate::supervisor::socket_dir().map(|dir| dir.display().to_string()).unwrap_or_else(|error| error.to_string()),
+        },
+    }))
+}
+
+/// What the kernel imposes on the hybrid write mode.
+const HYBRID_LIMITS: [&str; 3] = [
+    "renaming a directory of the image gives EXDEV (programs copy instead)",
+    "hard links of the image part when one of them is written to",
+    "a file's inode number changes when it is first written to",
+];
+
+fn device(path: &str) -> String {
+    match fs::OpenOptions::new().read(true).write(true).open(path) {
+        Ok(_) => "usable".into(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => format!("missing: load its kernel module ({path})"),
+        Err(error) => format!("closed ({error}): ask for `chmod 0666 {path}`"),
+    }
+}
+
+fn operating_system() -> String {
+    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    text.lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="))
+        .map_or_else(|| "Linux".to_owned(), |name| name.trim_matches('"').to_owned())
+}
+
+fn text(object: &Value) -> String {
+    let mut out = String::new();
+    for (label, key) in [
+        ("Containers", "Containers"),
+        (" Running", "ContainersRunning"),
+        (" Paused", "ContainersPaused"),
+        (" Stopped", "ContainersStopped"),
+        ("Images", "Images"),
+        ("Server Version", "ServerVersion"),
+        ("Storage Driver", "Driver"),
+        ("Logging Driver", "LoggingDriver"),
+        ("Cgroup Driver", "CgroupDriver"),
+        ("Cgroup Version", "CgroupVersion"),
+        ("Kernel Version", "KernelVersion"),
+        ("Operating System", "OperatingSystem"),
+        ("OSType", "OSType"),
+        ("Architecture", "Architecture"),
+        ("CPUs", "NCPU"),
+        ("Name", "Name"),
+        ("Root Dir", "DockerRootDir"),
+    ] {
+        push(&mut out, label, &object[key]);
+    }
+    let own = &object["Hostel"];
+    for (label, key) in [
+        ("Id Maps", "IdMaps"),
+        (" Reason", "IdMapsReason"),
+        (" Users (container, machine, count)", "UidMap"),
+        (" Groups", "GidMap"),
+        ("FUSE Device", "FuseDevice"),
+        ("TUN Device", "TunDevice"),
+        ("Write Mode", "WriteMode"),
+        (" What hybrid cannot do", "HybridLimits"),
+        ("Resource Limits", "Limits"),
+        ("Ping Group Range", "PingGroupRange"),
+        ("First Unprivileged Port", "UnprivilegedPortStart"),
+        ("Socket Directory", "SocketDirectory"),
+    ] {
+        push(&mut out, label, &own[key]);
+    }
+    out
+}
+
+fn push(out: &mut String, label: &str, value: &Value) {
+    let text = match value {
+        Value::Null => return,
+        Value::String(text) if text.is_empty() => return,
+        Value::String(text) => text.clone(),
+        Value::Array(list) if list.iter().all(Value::is_string) => {
+            let list: Vec<_> = list.iter().filter_map(Value::as_str).collect();
+            list.join("; ")
+        }
+        other => other.to_string(),
+    };
+    out.push_str(&format!("{label}: {text}\n"));
+}
+
+/// This machine's architecture in Go's words, as images name it.
+#[must_use]
+pub fn go_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}

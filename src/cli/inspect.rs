@@ -1,0 +1,341 @@
+//! Return low-level information on containers, images and volumes
+
+use serde_json::{Map, Value, json};
+
+use super::format::render_inspect;
+use super::{CliError, Context, Exit, Outcome};
+use crate::id::Name;
+use crate::plan::request::CapabilityName;
+use crate::plan::{NetworkMode, Protocol};
+use crate::store::Store;
+use crate::store::containers::{ContainerError, Containers, ExitRecord, Record, State, Status};
+use crate::supervisor::Saved;
+
+/// Return low-level information on containers, images and volumes
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Format output using a custom template: 'json', or 'TEMPLATE'
+    #[arg(short, long)]
+    format: Option<String>,
+    /// Display total file sizes if the type is container
+    #[arg(short, long)]
+    size: bool,
+    /// Only inspect objects of the given type
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<String>,
+    /// NAME|ID [NAME|ID...]
+    #[arg(required = true)]
+    names: Vec<String>,
+}
+
+/// Prints what is found, and ends with 1 when something was not.
+///
+/// # Errors
+/// A template that is wrong; objects that do not exist, after the others were printed.
+pub fn run(ctx: &Context, args: &Args) -> Outcome {
+    inspect(ctx, args, args.kind.as_deref().unwrap_or("any"))
+}
+
+/// `container inspect`.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_container(ctx: &Context, args: &Args) -> Outcome {
+    inspect(ctx, args, "container")
+}
+
+fn inspect(ctx: &Context, args: &Args, kind: &str) -> Outcome {
+    let containers = Containers::new(&ctx.root);
+    let (mut objects, mut missing) = (Vec::new(), Vec::new());
+    for name in &args.names {
+        let found = match kind {
+            "container" => container(&containers, name, args.size)?,
+            "image" => super::images::inspect_value(ctx, name)?,
+            "volume" => volume(ctx, name)?,
+            "any" => match container(&containers, name, args.size)? {
+                Some(found) => Some(found),
+                None => match super::images::inspect_value(ctx, name)? {
+                    Some(found) => Some(found),
+                    None => volume(ctx, name)?,
+                },
+            },
+            other => return Err(CliError::new(format!("{other:?} is not a valid value for --type"))),
+        };
+        match found {
+            Some(object) => objects.push(object),
+            None => missing.push(name.clone()),
+        }
+    }
+    let format = args.format.as_deref();
+    if !objects.is_empty() || format.is_none_or(|format| format.is_empty() || format == "json") {
+        print!("{}", render_inspect(format, &objects)?);
+    }
+    for name in &missing {
+        match kind {
+            "any" => eprintln!("Error: No such object: {name}"),
+            kind => eprintln!("Error: No such {kind}: {name}"),
+        }
+    }
+    Ok(if missing.is_empty() { Exit::Success } else { Exit::Failure })
+}
+
+fn container(containers: &Containers, name: &str, size: bool) -> Result<Option<Value>, CliError> {
+    let record = match containers.find(name) {
+        Ok(record) => record,
+        Err(ContainerError::NotFound(_)) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let status = containers.status(&record.id)?;
+    let saved: Saved = containers.plan(&record.id)?;
+    Ok(Some(describe(containers, &record, &status, &saved, size)))
+}
+
+fn volume(ctx: &Context, name: &str) -> Result<Option<Value>, CliError> {
+    let store = Store::open(&ctx.root)?;
+    let Ok(name) = name.parse::<Name>() else { return Ok(None) };
+    Ok(store.find_volume(&name)?.map(|volume| super::volume::describe(&volume)))
+}
+
+/// A time that has not come, as Docker writes it.
+const NO_TIME: &str = "0001-01-01T00:00:00Z";
+
+/// Docker's JSON of a container (Engine API, ContainerInspect).
+fn describe(containers: &Containers, record: &Record, status: &Status, saved: &Saved, size: bool) -> Value {
+    let dir = containers.path(&record.id);
+    let process = saved.plan.spec.process().clone().unwrap_or_default();
+    let plan = &saved.plan;
+    let (state, exit) = match status {
+        Status::Running(state) => (Some(state), None),
+        Status::Exited(state, exit) => (state.as_ref(), Some(exit)),
+        Status::Created | Status::Starting => (None, None),
+    };
+    let args = process.args().clone().unwrap_or_default();
+    let linux = plan.spec.linux().clone().unwrap_or_default();
+    let mut object = json!({
+        "Id": record.id,
+        "Created": record.created.to_string(),
+        "Path": args.first().cloned().unwrap_or_default(),
+        "Args": args.iter().skip(1).collect::<Vec<_>>(),
+        "State": state_object(status, state, exit),
+        "Image": record.image_id.clone().unwrap_or_default(),
+        "ResolvConfPath": dir.join("etc/resolv.conf"),
+        "HostnamePath": dir.join("etc/hostname"),
+        "HostsPath": dir.join("etc/hosts"),
+        "LogPath": dir.join("log"),
+        "Name": format!("/{}", record.name),
+        "RestartCount": 0,
+        "Driver": "hostel",
+        "Platform": "linux",
+        "MountLabel": "",
+        "ProcessLabel": "",
+        "AppArmorProfile": "",
+        "ExecIDs": Value::Null,
+        "HostConfig": host_config(saved, &linux),
+        "GraphDriver": { "Name": "hostel", "Data": { "UpperDir": record.local_dir.join("upper"), "WriteMode": state.map(|state| state.write_mode.clone()) } },
+        "Mounts": mounts(saved),
+        "Config": config(record, saved, &process),
+        "NetworkSettings": network_settings(state.filter(|_| exit.is_none()), saved),
+    });
+    if size && let Some(map) = object.as_object_mut() {
+        map.insert("SizeRw".into(), super::ps::size_on_disk(&record.local_dir).into());
+    }
+    object
+}
+
+fn state_object(status: &Status, state: Option<&State>, exit: Option<&ExitRecord>) -> Value {
+    let running = matches!(status, Status::Running(_));
+    json!({
+        "Status": super::ps::state_word(status),
+        "Running": running,
+        "Paused": false,
+        "Restarting": false,
+        "OOMKilled": false,
+        "Dead": false,
+        "Pid": state.filter(|_| running).map_or(0, |state| state.pid),
+        "ExitCode": exit.map_or(0, |exit| exit.code),
+        "Error": exit.map(|exit| exit.error.clone()).unwrap_or_default(),
+        "StartedAt": state.map_or_else(|| NO_TIME.to_owned(), |state| state.started.to_string()),
+        "FinishedAt": exit.map_or_else(|| NO_TIME.to_owned(), |exit| exit.finished.to_string()),
+    })
+}
+
+fn config(record: &Record, saved: &Saved, process: &oci_spec::runtime::Process) -> Value {
+    let (request, image) = (&saved.request, saved.image_config.config().clone().unwrap_or_default());
+    let set = |keys: Vec<String>| -> Value {
+        if keys.is_empty() {
+            return Value::Null;
+        }
+        Value::Object(keys.into_iter().map(|key| (key, json!({}))).collect())
+    };
+    let entrypoint = match &request.process.entrypoint {
+        Some(text) if text.is_empty() => None,
+        Some(text) => Some(vec![text.clone()]),
+        None => image.entrypoint().clone(),
+    };
+    let command = match request.process.command.as_slice() {
+        [] if request.process.entrypoint.is_none() => image.cmd().clone(),
+        [] => None,
+        given => Some(given.to_vec()),
+    };
+    let attached = |wanted: bool| wanted && !request.stdio.detach;
+    json!({
+        "Hostname": saved.plan.spec.hostname().clone().unwrap_or_default(),
+        "Domainname": saved.plan.spec.domainname().clone().unwrap_or_default(),
+        "User": saved.plan.user,
+        "AttachStdin": attached(request.stdio.interactive),
+        "AttachStdout": attached(true),
+        "AttachStderr": attached(true),
+        "ExposedPorts": set(saved.plan.network.expose.iter().map(|(port, kind)| format!("{port}/{}", protocol_name(*kind))).collect()),
+        "Tty": request.stdio.tty,
+        "OpenStdin": request.stdio.interactive,
+        "StdinOnce": attached(request.stdio.interactive),
+        "Env": process.env(),
+        "Cmd": command,
+        "Image": record.image,
+        "Volumes": set(saved.plan.volumes.iter().filter(|volume| volume.anonymous).map(|volume| volume.destination.to_string_lossy().into_owned()).collect()),
+        "WorkingDir": process.cwd(),
+        "Entrypoint": entrypoint,
+        "OnBuild": Value::Null,
+        "Labels": record.labels,
+        "StopSignal": crate::plan::signal::name(saved.plan.stop_signal),
+        "StopTimeout": request.process.stop_timeout_s,
+    })
+}
+
+fn host_config(saved: &Saved, linux: &oci_spec::runtime::Linux) -> Value {
+    let (plan, request) = (&saved.plan, &saved.request);
+    let mut bindings = Map::new();
+    for port in &plan.network.publish {
+        let key = format!("{}/{}", port.container_port, protocol_name(port.protocol));
+        let host_port = match port.host_port {
+            crate::plan::HostPort::Any => String::new(),
+            crate::plan::HostPort::Fixed(number) => number.to_string(),
+            crate::plan::HostPort::FirstFree(first, last) => format!("{first}-{last}"),
+        };
+        let binding = json!({ "HostIp": port.host_ip.map(|ip| ip.to_string()).unwrap_or_default(), "HostPort": host_port });
+        match bindings.entry(key).or_insert_with(|| json!([])) {
+            Value::Array(list) => list.push(binding),
+            _ => {}
+        }
+    }
+    let binds: Vec<String> = plan
+        .spec
+        .mounts()
+        .iter()
+        .flatten()
+        .filter(|mount| mount.typ().as_deref() == Some("bind"))
+        .map(|mount| {
+            let source = mount.source().as_deref().map(|path| path.display().to_string()).unwrap_or_default();
+            let read_only = mount.options().iter().flatten().any(|option| option == "ro");
+            format!("{source}:{}{}", mount.destination().display(), if read_only { ":ro" } else { "" })
+        })
+        .collect();
+    let words = |names: Vec<String>| if names.is_empty() { Value::Null } else { json!(names) };
+    json!({
+        "Binds": words(binds),
+        "ContainerIDFile": request.cidfile.clone().unwrap_or_default(),
+        "LogConfig": { "Type": request.log_driver, "Config": {} },
+        "NetworkMode": network_name(saved),
+        "PortBindings": bindings,
+        "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
+        "AutoRemove": plan.auto_remove,
+        "VolumesFrom": Value::Null,
+        "CapAdd": words(request.security.cap_add.iter().map(capability_name).collect()),
+        "CapDrop": words(request.security.cap_drop.iter().map(capability_name).collect()),
+        "Dns": plan.network.dns,
+        "DnsOptions": plan.network.dns_options,
+        "DnsSearch": plan.network.dns_search,
+        "ExtraHosts": plan.network.extra_hosts.iter().map(|(name, address)| match address {
+            crate::plan::HostAddress::HostGateway => format!("{name}:host-gateway"),
+            crate::plan::HostAddress::Ip(ip) => format!("{name}:{ip}"),
+        }).collect::<Vec<_>>(),
+        "GroupAdd": plan.group_add,
+        "Init": plan.init,
+        "Privileged": request.security.privileged,
+        "PublishAllPorts": plan.network.publish_all,
+        "ReadonlyRootfs": request.storage.read_only_root,
+        "MaskedPaths": linux.masked_paths(),
+        "ReadonlyPaths": linux.readonly_paths(),
+    })
+}
+
+fn mounts(saved: &Saved) -> Value {
+    let mut found = Vec::new();
+    for mount in saved.plan.spec.mounts().iter().flatten() {
+        let read_only = mount.options().iter().flatten().any(|option| option == "ro");
+        let volume = saved.plan.volumes.iter().find(|volume| &volume.destination == mount.destination());
+        let kind = mount.typ().as_deref().unwrap_or_default();
+        if let Some(volume) = volume {
+            found.push(json!({
+                "Type": "volume", "Name": volume.name, "Source": mount.source(), "Destination": mount.destination(),
+                "Driver": "local", "Mode": "z", "RW": !read_only, "Propagation": "",
+            }));
+        } else if kind == "bind" {
+            found.push(json!({
+                "Type": "bind", "Source": mount.source(), "Destination": mount.destination(),
+                "Mode": if read_only { "ro" } else { "" }, "RW": !read_only, "Propagation": "rprivate",
+            }));
+        }
+    }
+    Value::Array(found)
+}
+
+fn network_settings(state: Option<&State>, saved: &Saved) -> Value {
+    let mut ports = Map::new();
+    if let Some(state) = state {
+        for (port, kind) in &saved.plan.network.expose {
+            ports.insert(format!("{port}/{}", protocol_name(*kind)), Value::Null);
+        }
+        for (inner, protocol, address, port) in &state.ports {
+            let entry = ports.entry(format!("{inner}/{protocol}")).or_insert(Value::Null);
+            let binding = json!({ "HostIp": address.to_string(), "HostPort": port.to_string() });
+            match entry {
+                Value::Array(list) => list.push(binding),
+                other => *other = json!([binding]),
+            }
+        }
+    }
+    let address = state.and_then(|state| state.address).map(|address| address.to_string()).unwrap_or_default();
+    json!({ "Ports": ports, "IPAddress": address, "Networks": { network_name(saved): { "IPAddress": address } } })
+}
+
+/// The names of what a container mounts, for `ps`.
+#[must_use]
+pub fn mount_names(saved: &Saved, no_trunc: bool) -> Vec<String> {
+    let Value::Array(found) = mounts(saved) else { return Vec::new() };
+    found
+        .iter()
+        .filter_map(|mount| mount.get("Name").or_else(|| mount.get("Source"))?.as_str())
+        .map(|name| match name.char_indices().nth(15) {
+            Some((end, _)) if !no_trunc => format!("{}…", &name[..end]),
+            _ => name.to_owned(),
+        })
+        .collect()
+}
+
+/// The network's name as Docker shows it.
+#[must_use]
+pub fn network_name(saved: &Saved) -> String {
+    match &saved.plan.network.mode {
+        NetworkMode::None => "none".into(),
+        NetworkMode::Host => "host".into(),
+        NetworkMode::Bridge => "bridge".into(),
+        NetworkMode::Container(reference) => format!("container:{reference}"),
+    }
+}
+
+fn capability_name(name: &CapabilityName) -> String {
+    match name {
+        CapabilityName::All => "ALL".into(),
+        CapabilityName::One(capability) => capability.to_string(),
+    }
+}
+
+/// `tcp` or `udp`.
+#[must_use]
+pub fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
+}

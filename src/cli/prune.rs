@@ -1,0 +1,62 @@
+//! Remove all stopped containers
+
+use std::io::Write as _;
+
+use super::rm::remove_container;
+use super::{CliError, Context, Exit, Outcome};
+use crate::store::containers::Containers;
+
+/// Remove all stopped containers
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Provide filter values (e.g. "until=<timestamp>")
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    force: bool,
+}
+
+/// Removes every container that does not run and prints its id.
+///
+/// # Errors
+/// When a container cannot be removed.
+pub fn run(ctx: &Context, args: &Args) -> Outcome {
+    if !args.force && !confirm("WARNING! This will remove all stopped containers.")? {
+        return Ok(Exit::Success);
+    }
+    let containers = Containers::new(&ctx.root);
+    let filter = super::ps::Filter::parse(&args.filter, &["label", "label!", "until"])?;
+    let (mut removed, mut freed) = (Vec::new(), 0);
+    for id in containers.ids()? {
+        let Ok(record) = containers.record(&id) else { continue };
+        let status = containers.status(&id)?;
+        if status.is_live() || !filter.matches(&record, &status, &containers) {
+            continue;
+        }
+        freed += super::ps::size_on_disk(&containers.path(&id));
+        remove_container(ctx, &containers, &record, false)?;
+        removed.push(id);
+    }
+    if !removed.is_empty() {
+        println!("Deleted Containers:");
+        for id in removed {
+            println!("{id}");
+        }
+        println!();
+    }
+    println!("Total reclaimed space: {}", super::format::human_size(freed));
+    Ok(Exit::Success)
+}
+
+/// Asks on the terminal, as Docker does.
+///
+/// # Errors
+/// When stdin cannot be read.
+pub fn confirm(warning: &str) -> Result<bool, CliError> {
+    print!("{warning}\nAre you sure you want to continue? [y/N] ");
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y"))
+}

@@ -1,0 +1,274 @@
+//! List containers
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::format::{Table, ago, human_duration, human_size};
+use super::{CliError, Context, Exit, Outcome};
+use crate::store::containers::{Containers, Record, State, Status};
+use crate::supervisor::Saved;
+
+/// List containers
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Show all containers (default shows just running)
+    #[arg(short, long)]
+    all: bool,
+    /// Filter output based on conditions provided
+    #[arg(short, long, value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Format output using a custom template: 'table', 'table TEMPLATE', 'json', or 'TEMPLATE'
+    #[arg(long, default_value = "", hide_default_value = true)]
+    format: String,
+    /// Show n last created containers (includes all states)
+    #[arg(short = 'n', long, value_name = "INT")]
+    last: Option<usize>,
+    /// Show the latest created container (includes all states)
+    #[arg(short, long)]
+    latest: bool,
+    /// Don't truncate output
+    #[arg(long)]
+    no_trunc: bool,
+    /// Only display container IDs
+    #[arg(short, long)]
+    quiet: bool,
+    /// Display total file sizes
+    #[arg(short, long)]
+    size: bool,
+}
+
+const HEADINGS: &[(&str, &str)] = &[
+    ("ID", "CONTAINER ID"),
+    ("Image", "IMAGE"),
+    ("Command", "COMMAND"),
+    ("CreatedAt", "CREATED AT"),
+    ("RunningFor", "CREATED"),
+    ("Ports", "PORTS"),
+    ("State", "STATE"),
+    ("Status", "STATUS"),
+    ("Size", "SIZE"),
+    ("Names", "NAMES"),
+    ("Labels", "LABELS"),
+    ("LocalVolumes", "LOCAL VOLUMES"),
+    ("Mounts", "MOUNTS"),
+    ("Networks", "NETWORKS"),
+];
+const DEFAULT: &str =
+    "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}";
+const WITH_SIZE: &str =
+    "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}\t{{.Size}}";
+/// Characters of a command that the table shows.
+const COMMAND_LEN: usize = 20;
+
+/// Prints the table, newest first.
+///
+/// # Errors
+/// A filter or template that is wrong; a store that cannot be read.
+pub fn run(ctx: &Context, args: &Args) -> Outcome {
+    let containers = Containers::new(&ctx.root);
+    let filter = Filter::parse(&args.filter, FILTERS)?;
+    let last = if args.latest { Some(1) } else { args.last };
+    let all = args.all || last.is_some() || filter.shows_stopped();
+    let mut found = Vec::new();
+    for id in containers.ids()? {
+        // One that goes away meanwhile is not there.
+        let (Ok(record), Ok(status)) = (containers.record(&id), containers.status(&id)) else { continue };
+        if (all || matches!(status, Status::Running(_))) && filter.matches(&record, &status, &containers) {
+            found.push((record, status));
+        }
+    }
+    found.sort_by(|(a, _), (b, _)| b.created.cmp(&a.created));
+    found.truncate(last.unwrap_or(usize::MAX));
+    if args.quiet {
+        for (record, _) in &found {
+            println!("{}", if args.no_trunc { record.id.as_str() } else { record.id.short() });
+        }
+        return Ok(Exit::Success);
+    }
+    let rows: Vec<Value> = found.iter().map(|(record, status)| row(record, status, &containers, args)).collect();
+    let default = if args.size { WITH_SIZE } else { DEFAULT };
+    print!("{}", Table { headings: HEADINGS, default }.render(&args.format, &rows)?);
+    Ok(Exit::Success)
+}
+
+fn row(record: &Record, status: &Status, containers: &Containers, args: &Args) -> Value {
+    let command = format!("{:?}", record.command.join(" "));
+    let inner = record.command.join(" ");
+    let command = if !args.no_trunc && inner.chars().count() > COMMAND_LEN {
+        let cut: String = inner.chars().take(COMMAND_LEN - 1).collect();
+        format!("\"{cut}…\"")
+    } else {
+        command
+    };
+    let mounts: Vec<String> = containers
+        .plan::<Saved>(&record.id)
+        .ok()
+        .filter(|_| args.format.contains("Mounts") || args.format == "json")
+        .map(|saved| super::inspect::mount_names(&saved, args.no_trunc))
+        .unwrap_or_default();
+    let networks = match args.format.contains("Networks") || args.format == "json" {
+        true => containers.plan::<Saved>(&record.id).map(|saved| super::inspect::network_name(&saved)).unwrap_or_default(),
+        false => String::new(),
+    };
+    let labels: Vec<String> = record.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let wants_size = args.size || args.format.contains("Size");
+    json!({
+        "ID": if args.no_trunc { record.id.as_str() } else { record.id.short() },
+        "Image": record.image,
+        "Command": command,
+        "CreatedAt": super::format::go_time(record.created),
+        "RunningFor": ago(record.created, Timestamp::now()),
+        "Ports": match status { Status::Running(state) => ports(state), _ => String::new() },
+        "State": state_word(status),
+        "Status": describe(status, Timestamp::now()),
+        "Size": if wants_size { human_size(size_on_disk(&record.local_dir)) } else { "0B".into() },
+        "Names": record.name.as_str(),
+        "Labels": labels.join(","),
+        "LocalVolumes": record.volumes.len().to_string(),
+        "Mounts": mounts.join(","),
+        "Networks": networks,
+    })
+}
+
+/// Docker's word for the state: a container that failed to start is still `created`.
+#[must_use]
+pub fn state_word(status: &Status) -> &'static str {
+    match status {
+        Status::Exited(None, _) => "created",
+        other => other.word(),
+    }
+}
+
+/// The STATUS column.
+#[must_use]
+pub fn describe(status: &Status, now: Timestamp) -> String {
+    match status {
+        Status::Created | Status::Starting | Status::Exited(None, _) => "Created".into(),
+        Status::Running(state) => {
+            let seconds = u64::try_from(now.as_second() - state.started.as_second()).unwrap_or(0);
+            format!("Up {}", human_duration(seconds))
+        }
+        Status::Exited(Some(_), exit) => format!("Exited ({}) {}", exit.code, ago(exit.finished, now)),
+    }
+}
+
+/// The PORTS column: `127.0.0.1:8080->80/tcp`, sorted as Docker does.
+#[must_use]
+pub fn ports(state: &State) -> String {
+    let mut ports: Vec<_> = state.ports.clone();
+    ports.sort_by(|a, b| (a.0, &a.1, a.2.is_ipv6(), a.3).cmp(&(b.0, &b.1, b.2.is_ipv6(), b.3)));
+    let text: Vec<String> = ports
+        .iter()
+        .map(|(inner, protocol, address, port)| {
+            let address = match address {
+                std::net::IpAddr::V6(address) => format!("[{address}]"),
+                std::net::IpAddr::V4(address) => address.to_string(),
+            };
+            format!("{address}:{port}->{inner}/{protocol}")
+        })
+        .collect();
+    text.join(", ")
+}
+
+/// Bytes on disk of a tree, as far as it can be read.
+#[must_use]
+pub fn size_on_disk(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let Ok(meta) = std::fs::symlink_metadata(path) else { return 0 };
+    let below = match meta.is_dir() {
+        true => std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| size_on_disk(&entry.path())).sum(),
+        false => meta.blocks() * 512,
+    };
+    below
+}
+
+/// Filters of `ps`.
+const FILTERS: &[&str] =
+    &["id", "name", "label", "exited", "status", "ancestor", "before", "since", "volume", "network", "publish", "expose", "health", "is-task"];
+
+/// `--filter key=value`, each key's values joined by or, keys by and.
+#[derive(Clone, Debug, Default)]
+pub struct Filter(Vec<(String, String)>);
+
+impl Filter {
+    /// Reads the flags.
+    ///
+    /// # Errors
+    /// A key that is not among `known`, or no key at all.
+    pub fn parse(texts: &[String], known: &[&str]) -> Result<Self, CliError> {
+        texts
+            .iter()
+            .map(|text| {
+                let (key, value) = text.split_once('=').ok_or_else(|| {
+                    CliError::new(format!("invalid argument {text:?} for \"-f, --filter\" flag: invalid filter '{text}'"))
+                        .with_exit(Exit::Engine)
+                })?;
+                if !known.contains(&key) {
+                    return Err(CliError::new(format!("invalid filter '{key}'")));
+                }
+                Ok((key.to_owned(), value.to_owned()))
+            })
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    fn shows_stopped(&self) -> bool {
+        self.0.iter().any(|(key, _)| key == "status" || key == "exited")
+    }
+
+    /// Whether a container passes every key.
+    #[must_use]
+    pub fn matches(&self, record: &Record, status: &Status, containers: &Containers) -> bool {
+        self.0.iter().all(|(key, _)| {
+            let mut values = self.0.iter().filter(|(other, _)| other == key);
+            match key.as_str() {
+                // Labels have to be there all of them.
+                "label" | "label!" => values.all(|(_, value)| matches_one(key, value, record, status, containers)),
+                _ => values.any(|(_, value)| matches_one(key, value, record, status, containers)),
+            }
+        })
+    }
+}
+
+fn matches_one(key: &str, value: &str, record: &Record, status: &Status, containers: &Containers) -> bool {
+    let has_label = || match value.split_once('=') {
+        Some((key, value)) => record.labels.get(key).is_some_and(|found| found == value),
+        None => record.labels.contains_key(value),
+    };
+    let created = |reference: &str| containers.find(reference).map(|other| other.created);
+    match key {
+        "id" => record.id.as_str().starts_with(value),
+        "name" => record.name.as_str().contains(value.trim_start_matches(['^', '/']).trim_end_matches('$')),
+        "label" => has_label(),
+        "label!" => !has_label(),
+        "status" => state_word(status) == value,
+        "exited" => matches!(status, Status::Exited(Some(_), exit) if exit.code.to_string() == value),
+        "ancestor" => {
+            record.image == value
+                || record.image.split(':').next() == Some(value)
+                || record.image_id.as_deref().is_some_and(|id| id.trim_start_matches("sha256:").starts_with(value.trim_start_matches("sha256:")) && !value.is_empty())
+        }
+        "before" => created(value).is_ok_and(|time| record.created < time),
+        "since" => created(value).is_ok_and(|time| record.created > time),
+        "until" => super::until(value).is_some_and(|time| record.created < time),
+        "volume" => containers.plan::<Saved>(&record.id).is_ok_and(|saved| {
+            record.volumes.iter().any(|name| name == value)
+                || saved.plan.spec.mounts().iter().flatten().any(|mount| mount.destination() == Path::new(value))
+        }),
+        "network" => containers.plan::<Saved>(&record.id).is_ok_and(|saved| super::inspect::network_name(&saved) == value),
+        "publish" | "expose" => containers.plan::<Saved>(&record.id).is_ok_and(|saved| {
+            let (port, protocol) = value.split_once('/').unwrap_or((value, "tcp"));
+            let fits = |inner: u16, kind| port.parse() == Ok(inner) && super::inspect::protocol_name(kind) == protocol;
+            if key == "publish" {
+                saved.plan.network.publish.iter().any(|port| fits(port.container_port, port.protocol))
+            } else {
+                saved.plan.network.expose.iter().any(|(port, kind)| fits(*port, *kind))
+            }
+        }),
+        "health" => value == "none",
+        "is-task" => value == "false",
+        _ => false,
+    }
+}

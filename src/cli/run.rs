@@ -1,0 +1,188 @@
+//! Create and run a new container from an image
+
+use std::io::IsTerminal as _;
+
+use super::create::create_container;
+use super::relay::{self, Channel, End};
+use super::run_args::{Caller, RunArgs};
+use super::{CliError, Context, Exit, Outcome};
+use crate::plan::WriteMode;
+use crate::plan::request::{Stream, StdioRequest};
+use crate::sandbox::{Failure, Stage};
+use crate::store::containers::{ContainerError, Containers, Lock, Record};
+use crate::supervisor::client::Client;
+use crate::supervisor::control::Reply;
+use crate::supervisor::{self, Attach, Launched, Saved};
+use crate::sys;
+
+/// Create and run a new container from an image
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// Creates, starts and, unless detached, waits.
+///
+/// # Errors
+/// 125 for the engine's, 126 and 127 for the command's; else the container's exit code is the result.
+pub fn run(ctx: &Context, args: Args) -> Outcome {
+    let request = args.run.into_request(&Caller::current("run")?)?;
+    let stdio = &request.stdio;
+    if stdio.tty && stdio.interactive && !stdio.detach && !std::io::stdin().is_terminal() {
+        return Err(CliError::new("the input device is not a TTY").with_exit(Exit::Failure));
+    }
+    let (record, saved) = create_container(ctx, &request).map_err(|error| match error.exit {
+        Exit::Failure => error.with_exit(Exit::Engine),
+        _ => error,
+    })?;
+    let containers = Containers::new(&ctx.root);
+    let attached = !stdio.detach;
+    let result = start(&containers, &record, saved, attached.then(|| wanted(stdio)));
+    let (keeper, stream) = match result {
+        Ok(started) => started,
+        Err(error) => {
+            if request.auto_remove {
+                discard(&containers, &record);
+            }
+            return Err(error);
+        }
+    };
+    if !attached {
+        println!("{}", record.id);
+        return Ok(Exit::Success);
+    }
+    let options = relay_options(stdio)?;
+    match stream {
+        Some(stream) => follow(&keeper, Channel::Stream(stream), &options),
+        None => Ok(Exit::Success),
+    }
+}
+
+/// What of our stdio the container gets.
+fn wanted(stdio: &StdioRequest) -> Attach {
+    let stdin = stdio.interactive && (stdio.attach.is_empty() || stdio.attach.contains(&Stream::Stdin));
+    let size = if stdio.tty { own_size() } else { None };
+    Attach { stdin, size }
+}
+
+/// The size of our terminal, in rows and columns.
+#[must_use]
+pub fn own_size() -> Option<(u16, u16)> {
+    use std::os::fd::AsFd as _;
+    sys::terminal::size(std::io::stdout().as_fd()).or_else(|_| sys::terminal::size(std::io::stdin().as_fd())).ok()
+}
+
+/// How to attach, from what the flags said.
+///
+/// # Errors
+/// Detach keys that are none.
+pub fn relay_options(stdio: &StdioRequest) -> Result<relay::Options, CliError> {
+    let detach_keys = match &stdio.detach_keys {
+        Some(text) => relay::parse_detach_keys(text)?,
+        None => relay::DETACH_KEYS.to_vec(),
+    };
+    Ok(relay::Options {
+        stdin: wanted(stdio).stdin,
+        terminal: stdio.tty,
+        // A terminal's keys travel as bytes; a signal to this process is still passed on.
+        proxy_signals: stdio.sig_proxy,
+        detach_keys,
+    })
+}
+
+/// Relays until the end and turns it into an exit code.
+///
+/// # Errors
+/// When the container's supervisor dies, or our own stdio breaks.
+pub fn follow(keeper: &Client, channel: Channel, options: &relay::Options) -> Outcome {
+    match relay::run(keeper, channel, options)? {
+        End::Exited(code) => Ok(Exit::Container(code)),
+        End::Detached => Ok(Exit::Success),
+        End::Failed(failure) => Err(failed(&failure)),
+        End::Lost => Err(CliError::new("the container's supervisor was killed, and the container with it")
+            .with_exit(Exit::Container(137))),
+    }
+}
+
+/// The command line's view of a failed start.
+#[must_use]
+pub fn failed(failure: &Failure) -> CliError {
+    let error = CliError::new(failure.to_string()).with_exit(match failure.stage {
+        Stage::NotFound => Exit::NotFound,
+        Stage::NotExecutable => Exit::NotExecutable,
+        _ => Exit::Engine,
+    });
+    match &failure.hint {
+        Some(hint) => error.with_hint(hint),
+        None => error,
+    }
+}
+
+/// Starts a created or stopped container and waits until its command runs.
+///
+/// Where the write mode is open and the kernel turns out not to allow the hybrid one, it is started
+/// once more in the pure one.
+///
+/// # Errors
+/// Why it did not start.
+pub fn start(
+    containers: &Containers,
+    record: &Record,
+    mut saved: Saved,
+    attach: Option<Attach>,
+) -> Result<(Client, Option<std::os::fd::OwnedFd>), CliError> {
+    for attempt in 0.. {
+        let lock = lock(containers, record)?;
+        let Launched { keeper, stream } = supervisor::launch(containers, record, &saved, lock, attach)
+            .map_err(|error| launch_error(error))?;
+        let keeper = Client::from_launch(keeper);
+        match keeper.receive()? {
+            Some(Reply::Started { .. }) => return Ok((keeper, stream)),
+            Some(Reply::Failed(failure)) => {
+                if failure.stage == Stage::Overlay && saved.write_mode == WriteMode::Auto && attempt == 0 {
+                    saved.write_mode = WriteMode::Pure;
+                    continue;
+                }
+                return Err(failed(&failure));
+            }
+            Some(Reply::Ok | Reply::Exited { .. } | Reply::Refused(_)) | None => break,
+        }
+    }
+    Err(CliError::new("the container's supervisor ended before the container ran").with_exit(Exit::Engine))
+}
+
+fn launch_error(error: supervisor::LaunchError) -> CliError {
+    match error {
+        supervisor::LaunchError::Failed(failure) => failed(&failure),
+        other => CliError::from(other).with_exit(Exit::Engine),
+    }
+}
+
+/// How often and how long a lock is waited for that a keeper is about to let go.
+const LOCK_ATTEMPTS: u32 = 400;
+const LOCK_WAIT: std::time::Duration = std::time::Duration::from_millis(5);
+
+/// Takes the container's lock, waiting for a keeper that is just cleaning up.
+///
+/// # Errors
+/// When it is running after all.
+pub fn lock(containers: &Containers, record: &Record) -> Result<Lock, CliError> {
+    for _ in 0..LOCK_ATTEMPTS {
+        match containers.lock(&record.id) {
+            Err(ContainerError::Busy(_)) => std::thread::sleep(LOCK_WAIT),
+            other => return Ok(other?),
+        }
+    }
+    Ok(containers.lock(&record.id)?)
+}
+
+/// Removes a container that never ran.
+pub fn discard(containers: &Containers, record: &Record) {
+    if let Ok(lock) = lock(containers, record)
+        && let Ok(grave) = containers.unlink(record, &lock)
+    {
+        let maps = crate::sandbox::idmap::choose(&crate::sandbox::idmap::Facts::gather(), None);
+        let _ = supervisor::remove::tree(&grave, &maps); // a left-over is swept by a later command
+    }
+}
