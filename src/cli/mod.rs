@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 pub mod error;
+pub mod format;
 
 pub use error::{CliError, Exit};
 
