@@ -57,7 +57,10 @@ pub struct NameEntry {
 impl Catalog {
     /// Names of an image, sorted.
     pub fn names_of<'a>(&'a self, image: &'a Digest) -> impl Iterator<Item = (&'a str, &'a NameEntry)> {
-        self.names.iter().filter(move |(_, entry)| entry.image == *image).map(|(name, entry)| (name.as_str(), entry))
+        self.names
+            .iter()
+            .filter(move |(_, entry)| entry.image == *image)
+            .map(|(name, entry)| (name.as_str(), entry))
     }
 
     /// The images whose id begins with these hex digits, two at most: enough to tell whether the
@@ -164,7 +167,10 @@ mod tests {
         store
             .update_catalog(|catalog| {
                 catalog.images.insert(id.clone(), entry(2));
-                catalog.names.insert("docker.io/library/a:1".to_owned(), NameEntry { image: id.clone(), digest: None });
+                catalog.names.insert(
+                    "docker.io/library/a:1".to_owned(),
+                    NameEntry { image: id.clone(), digest: None },
+                );
                 Ok::<_, StoreError>(())
             })
             .unwrap();
@@ -175,9 +181,16 @@ mod tests {
         assert!(failed.is_err());
         let catalog = store.catalog().unwrap();
         assert_eq!(catalog.images[&id], entry(2));
-        assert_eq!(catalog.names_of(&id).map(|(name, _)| name).collect::<Vec<_>>(), ["docker.io/library/a:1"]);
-        let index: serde_json::Value = read_json(dir.path(), &dir.path().join("index.json")).unwrap().unwrap();
-        assert_eq!(index["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"], "docker.io/library/a:1");
+        assert_eq!(
+            catalog.names_of(&id).map(|(name, _)| name).collect::<Vec<_>>(),
+            ["docker.io/library/a:1"]
+        );
+        let index: serde_json::Value =
+            read_json(dir.path(), &dir.path().join("index.json")).unwrap().unwrap();
+        assert_eq!(
+            index["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"],
+            "docker.io/library/a:1"
+        );
     }
 
     #[test]

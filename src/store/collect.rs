@@ -80,7 +80,9 @@ impl Store {
         self.sweep(&self.path("merged"), &live.merged, &mut collected)?;
         self.sweep(&self.path("blobs/sha256"), &live.blobs, &mut collected)?;
         let layers = self.sweep(&self.path("layers"), &live.layers, &mut collected)?;
-        collected.layers.extend(layers.iter().filter_map(|hex| format!("sha256:{}", hex.to_str()?).parse().ok()));
+        collected
+            .layers
+            .extend(layers.iter().filter_map(|hex| format!("sha256:{}", hex.to_str()?).parse().ok()));
         // Leftovers here are no part of what the caller freed, and one that cannot be removed (of a
         // volume, with files of subordinate ids) is no reason to fail.
         let _ = self.sweep(&self.path("tmp"), &HashSet::new(), &mut Collected::default());
@@ -88,7 +90,12 @@ impl Store {
     }
 
     /// Removes the entries of a directory that are not among `live`, and gives their names.
-    fn sweep(&self, directory: &Path, live: &HashSet<OsString>, collected: &mut Collected) -> Result<Vec<OsString>> {
+    fn sweep(
+        &self,
+        directory: &Path,
+        live: &HashSet<OsString>,
+        collected: &mut Collected,
+    ) -> Result<Vec<OsString>> {
         let entries = fs::read_dir(directory).map_err(StoreError::io("read", directory))?;
         let mut gone = Vec::new();
         for entry in entries {
@@ -150,7 +157,8 @@ mod tests {
         let config = format!(r#"{{"rootfs":{{"diff_ids":["{layer}"]}}}}"#);
         let id = store.put_blob(config.as_bytes()).unwrap();
         let layers = vec![layer.clone()];
-        let (manifest, manifest_bytes) = store.put_layout_manifest((&id, config.len() as u64), &layers).unwrap();
+        let (manifest, manifest_bytes) =
+            store.put_layout_manifest((&id, config.len() as u64), &layers).unwrap();
         store.merged_index(&layers).unwrap();
         store
             .update_catalog(|catalog| {

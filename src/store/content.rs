@@ -27,7 +27,7 @@ const CACHED_BYTES: u64 = 32 << 20;
 
 /// Offset, length and address of a direct write are multiples of this: the largest logical block
 /// that Linux file systems have on usual disks (open(2), O_DIRECT).
-pub const DIRECT_ALIGNMENT: usize = 4096;
+pub(crate) const DIRECT_ALIGNMENT: usize = 4096;
 
 /// The OCI chain id of a list of layers (image-spec, config.md): names the tree that they make.
 #[must_use]
@@ -204,15 +204,15 @@ pub struct LayerWriter {
 }
 
 impl LayerWriter {
-    /// Appends to the tar. Chunks whose address and length are multiples of [`DIRECT_ALIGNMENT`]
+    /// Appends to the tar. Chunks whose address and length are multiples of 4096
     /// are written the fastest.
     ///
     /// # Errors
     /// The disk is full or fails.
     pub fn write(&mut self, chunk: &[u8]) -> Result<()> {
         let aligned = chunk.as_ptr().align_offset(DIRECT_ALIGNMENT) == 0
-            && chunk.len() % DIRECT_ALIGNMENT == 0
-            && self.written % DIRECT_ALIGNMENT as u64 == 0;
+            && chunk.len().is_multiple_of(DIRECT_ALIGNMENT)
+            && self.written.is_multiple_of(DIRECT_ALIGNMENT as u64);
         match self.mode {
             WriteMode::Cached if aligned && self.written >= CACHED_BYTES => {
                 self.mode =

@@ -48,10 +48,12 @@ mod collect;
 mod content;
 mod lock;
 mod staging;
-mod volumes;
+pub mod volumes;
 
 pub use catalog::{Catalog, ImageEntry, NameEntry};
 pub use collect::Collected;
+
+pub(crate) use content::DIRECT_ALIGNMENT;
 pub use content::{LayerWriter, StoredLayer, chain_id};
 pub use lock::{ContentLock, VolumesLock};
 pub use volumes::{Volume, VolumeMeta};
@@ -80,7 +82,9 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The disk is full, or the user's quota.
-    #[error("no space left to write {path}: free some (`hostel image prune -a`), or put the store elsewhere with --root")]
+    #[error(
+        "no space left to write {path}: free some (`hostel image prune -a`), or put the store elsewhere with --root"
+    )]
     Full {
         /// What was being written.
         path: PathBuf,
@@ -88,7 +92,9 @@ pub enum StoreError {
         source: io::Error,
     },
     /// A newer hostel made this store.
-    #[error("the store {root} has version {found}, this hostel knows {VERSION}: use a newer hostel, or another store with --root")]
+    #[error(
+        "the store {root} has version {found}, this hostel knows {VERSION}: use a newer hostel, or another store with --root"
+    )]
     Version {
         /// The store.
         root: PathBuf,
@@ -96,7 +102,9 @@ pub enum StoreError {
         found: u32,
     },
     /// The store needs something that this program does not know.
-    #[error("the store {root} needs the feature {feature:?}, which this hostel does not have: use a newer hostel, or another store with --root")]
+    #[error(
+        "the store {root} needs the feature {feature:?}, which this hostel does not have: use a newer hostel, or another store with --root"
+    )]
     Feature {
         /// The store.
         root: PathBuf,
@@ -104,7 +112,9 @@ pub enum StoreError {
         feature: String,
     },
     /// A directory that is not empty and not a store.
-    #[error("{root} is neither empty nor a hostel store (it has no {FORMAT}): give another directory with --root")]
+    #[error(
+        "{root} is neither empty nor a hostel store (it has no {FORMAT}): give another directory with --root"
+    )]
     NotAStore {
         /// The directory.
         root: PathBuf,
@@ -128,7 +138,9 @@ pub enum StoreError {
         limit: u64,
     },
     /// An index cannot be made again from its layer.
-    #[error("the stored layer {layer} is damaged; remove the images that use it (`hostel rmi`) and load them again")]
+    #[error(
+        "the stored layer {layer} is damaged; remove the images that use it (`hostel rmi`) and load them again"
+    )]
     Layer {
         /// Its diff id.
         layer: Digest,
@@ -200,7 +212,8 @@ impl Store {
         if format.version > VERSION {
             return Err(StoreError::Version { root: store.root, found: format.version });
         }
-        match format.required_features.into_iter().find(|feature| !KNOWN_FEATURES.contains(&feature.as_str())) {
+        match format.required_features.into_iter().find(|feature| !KNOWN_FEATURES.contains(&feature.as_str()))
+        {
             Some(feature) => Err(StoreError::Feature { root: store.root, feature }),
             None => Ok(store),
         }
@@ -222,9 +235,12 @@ impl Store {
         let entries = fs::read_dir(&self.root).map_err(StoreError::io("read", &self.root))?;
         // Another process may be making this store: its directories are no reason to refuse.
         let ours = |name: &std::ffi::OsStr| {
-            DIRECTORIES.iter().chain(&["oci-layout", FORMAT, "lock", "images.lock"]).any(|known| name == *known)
+            DIRECTORIES
+                .iter()
+                .chain(&["oci-layout", FORMAT, "lock", "images.lock"])
+                .any(|known| name == *known)
         };
-        if entries.flatten().any(|entry| !ours(&entry.file_name())) {
+        if entries.flatten().any(|entry| !ours(&entry.file_name())) && !self.path(FORMAT).exists() {
             return Err(StoreError::NotAStore { root: self.root });
         }
         for directory in DIRECTORIES {

@@ -30,7 +30,10 @@ impl Staged {
         match fs::rename(&self.path, place) {
             Ok(()) => self.published = true,
             Err(error)
-                if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty) =>
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty
+                ) =>
             {
                 return Ok(false);
             }
@@ -64,8 +67,23 @@ impl Store {
     /// A new directory under tmp/.
     pub(super) fn stage_directory(&self) -> Result<Staged> {
         let staged = self.stage();
-        DirBuilder::new().mode(0o700).create(staged.path()).map_err(StoreError::io("create", staged.path()))?;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(staged.path())
+            .map_err(StoreError::io("create", staged.path()))?;
         Ok(staged)
+    }
+
+    /// A file without a name, for as long as it is open.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn temporary_file(&self) -> io::Result<File> {
+        let staged = self.stage();
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).mode(0o600).open(staged.path())?;
+        drop(staged);
+        Ok(file)
     }
 
     /// Replaces a file of the store, durably.

@@ -68,7 +68,8 @@ impl Store {
         let data = staged.path().join(DATA);
         DirBuilder::new().mode(0o755).create(&data).map_err(StoreError::io("create", &data))?;
         // The umask of the caller says nothing about what containers may see.
-        fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).map_err(StoreError::io("chmod", &data))?;
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o755))
+            .map_err(StoreError::io("chmod", &data))?;
         let json = serde_json::to_vec(meta).map_err(|source| StoreError::Damaged {
             root: self.root.clone(),
             path: staged.path().join(META),
@@ -139,7 +140,9 @@ impl Store {
         fs::rename(&path, staged.path()).map_err(StoreError::io("remove", &path))?;
         sync_directory(&self.path("volumes"))?;
         match remove_tree(staged.path()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", staged.path())(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::io("remove", staged.path())(error))
+            }
             _ => Ok(()),
         }
     }

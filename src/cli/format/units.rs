@@ -1,8 +1,6 @@
 //! Sizes, durations and points in time, in the words of Docker's go-units.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-const SECONDS_A_DAY: i64 = 86_400;
+use jiff::Timestamp;
 
 /// A size in bytes with decimal units and three significant digits, as `images` and `ps -s` show
 /// it: `623MB`, `1.09kB`, `0B`.
@@ -64,125 +62,18 @@ pub fn human_duration(seconds: u64) -> String {
     }
 }
 
-/// A point in time: seconds and nanoseconds since 1970-01-01T00:00:00Z.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Timestamp {
-    /// Whole seconds; negative before 1970.
-    pub seconds: i64,
-    /// 0 to 999,999,999.
-    pub nanoseconds: u32,
+/// How long before `now`, in Docker's words: `2 minutes ago`. What lies in the future is
+/// `Less than a second ago`.
+#[must_use]
+pub fn ago(then: Timestamp, now: Timestamp) -> String {
+    let seconds = u64::try_from(now.as_second().saturating_sub(then.as_second())).unwrap_or(0);
+    format!("{} ago", human_duration(seconds))
 }
 
-impl Timestamp {
-    /// The wall clock.
-    #[must_use]
-    pub fn now() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { seconds: since.as_secs().try_into().unwrap_or(i64::MAX), nanoseconds: since.subsec_nanos() }
-    }
-
-    /// From RFC 3339 (`2024-01-02T03:04:05.678Z`, `...+01:00`); `None` where the text is not that.
-    #[must_use]
-    pub fn from_rfc3339(text: &str) -> Option<Self> {
-        let (date, rest) = text.split_at_checked(10)?;
-        let (clock, rest) = rest.strip_prefix(['T', 't', ' '])?.split_at_checked(8)?;
-        let [year, month, day] = numbers(date, '-')?;
-        let [hour, minute, second] = numbers(clock, ':')?;
-        if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
-            return None;
-        }
-        let (nanoseconds, zone) = match rest.strip_prefix('.') {
-            Some(rest) => {
-                let end = rest.find(|c: char| !c.is_ascii_digit())?;
-                (fraction(&rest[..end])?, &rest[end..])
-            }
-            None => (0, rest),
-        };
-        let offset = match zone.as_bytes() {
-            [b'Z' | b'z'] => 0,
-            [sign @ (b'+' | b'-'), ..] => {
-                let [hours, minutes] = numbers(&zone[1..], ':')?;
-                let offset = hours * 3600 + minutes * 60;
-                if *sign == b'-' { -offset } else { offset }
-            }
-            _ => return None,
-        };
-        let seconds = days_from_civil(year, month, day) * SECONDS_A_DAY + hour * 3600 + minute * 60 + second;
-        Some(Self { seconds: seconds - offset, nanoseconds })
-    }
-
-    /// As RFC 3339 in UTC with as many digits after the point as are not zero, Go's RFC3339Nano:
-    /// what `inspect` prints.
-    #[must_use]
-    pub fn rfc3339(self) -> String {
-        let (year, month, day, hour, minute, second) = self.civil();
-        let fraction = match self.nanoseconds {
-            0 => String::new(),
-            nanoseconds => format!(".{nanoseconds:09}").trim_end_matches('0').to_owned(),
-        };
-        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}{fraction}Z")
-    }
-
-    /// As Go prints a time: `2024-01-02 03:04:05 +0000 UTC`, what `CREATED AT` shows.
-    #[must_use]
-    pub fn go_style(self) -> String {
-        let (year, month, day, hour, minute, second) = self.civil();
-        format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} +0000 UTC")
-    }
-
-    /// How long before `now`, in Docker's words: `2 minutes ago`. What lies in the future is
-    /// `Less than a second ago`.
-    #[must_use]
-    pub fn ago(self, now: Self) -> String {
-        let seconds = u64::try_from(now.seconds.saturating_sub(self.seconds)).unwrap_or(0);
-        format!("{} ago", human_duration(seconds))
-    }
-
-    fn civil(self) -> (i64, i64, i64, i64, i64, i64) {
-        let (days, clock) = (self.seconds.div_euclid(SECONDS_A_DAY), self.seconds.rem_euclid(SECONDS_A_DAY));
-        let (year, month, day) = civil_from_days(days);
-        (year, month, day, clock / 3600, clock / 60 % 60, clock % 60)
-    }
-}
-
-fn numbers<const N: usize>(text: &str, separator: char) -> Option<[i64; N]> {
-    let mut fields = text.split(separator);
-    let mut numbers = [0; N];
-    for number in &mut numbers {
-        let field = fields.next()?;
-        if field.is_empty() || !field.bytes().all(|byte| byte.is_ascii_digit()) {
-            return None;
-        }
-        *number = field.parse().ok()?;
-    }
-    fields.next().is_none().then_some(numbers)
-}
-
-fn fraction(digits: &str) -> Option<u32> {
-    let kept = &digits[..digits.len().min(9)];
-    let value: u32 = kept.parse().ok()?;
-    Some(value * 10_u32.pow(9 - kept.len() as u32))
-}
-
-/// Days since 1970-01-01 of a date of the proleptic Gregorian calendar. Years are counted from
-/// March, so that the leap day is a year's last; 400 years have 146,097 days.
-fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
-}
-
-/// The inverse of [`days_from_civil`].
-fn civil_from_days(days: i64) -> (i64, i64, i64) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
+/// A time as Go prints it: `2024-01-02 03:04:05 +0000 UTC`, what `CREATED AT` shows.
+#[must_use]
+pub fn go_time(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC").to_string()
 }
 
 #[cfg(test)]
@@ -241,36 +132,12 @@ mod tests {
     }
 
     #[test]
-    fn rfc3339_is_read_and_written() {
-        let table = [
-            ("1970-01-01T00:00:00Z", 0, 0, "1970-01-01T00:00:00Z"),
-            ("2024-02-29T12:34:56.789Z", 1_709_210_096, 789_000_000, "2024-02-29T12:34:56.789Z"),
-            (
-                "2026-11-23T14:21:21.673495845+01:00",
-                1_795_440_081,
-                673_495_845,
-                "2026-11-23T13:21:21.673495845Z",
-            ),
-            ("1969-12-31T23:59:59Z", -1, 0, "1969-12-31T23:59:59Z"),
-            ("0001-01-01T00:00:00Z", -62_135_596_800, 0, "0001-01-01T00:00:00Z"),
-        ];
-        for (text, seconds, nanoseconds, written) in table {
-            let time = Timestamp::from_rfc3339(text).expect(text);
-            assert_eq!(time, Timestamp { seconds, nanoseconds }, "{text}");
-            assert_eq!(time.rfc3339(), written);
-        }
-        for bad in [
-            "",
-            "2024",
-            "2024-13-01T00:00:00Z",
-            "2024-01-01T00:00:00",
-            "2024-01-01T24:00:00Z",
-            "2024-01-01T00:00:00.Z",
-        ] {
-            assert_eq!(Timestamp::from_rfc3339(bad), None, "{bad}");
-        }
-        let time = Timestamp { seconds: 1_709_210_096, nanoseconds: 5 };
-        assert_eq!(time.go_style(), "2024-02-29 12:34:56 +0000 UTC");
-        assert_eq!(time.ago(Timestamp { seconds: time.seconds + 180, nanoseconds: 0 }), "3 minutes ago");
+    fn times_are_shown_as_docker_shows_them() {
+        let time: Timestamp = "2024-02-29T12:34:56.789Z".parse().expect("RFC 3339");
+        assert_eq!(go_time(time), "2024-02-29 12:34:56 +0000 UTC");
+        let [later, earlier] =
+            [180, -5].map(|seconds| Timestamp::from_second(time.as_second() + seconds).expect("in range"));
+        assert_eq!(ago(time, later), "3 minutes ago");
+        assert_eq!(ago(time, earlier), "Less than a second ago");
     }
 }
