@@ -1,1 +1,322 @@
-//! TODO
+//! Images: what a name means, and how an image gets into the store.
+//!
+//! [`resolve`] turns what was typed into something a container can start from. For a stored image
+//! that is three small reads: the catalog, the config, the head of the merged index. An archive or
+//! layout is brought into the store first, if it is not there. A directory (`rootfs:DIR`) and the
+//! machine's own root (`host:/`) are used where they are.
+//!
+//! What must stay true: nothing of an image is visible before all of it is verified and on the
+//! disk; what comes from outside (archives, layouts, JSON) is read within stated limits.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use oci_spec::image::{Config, ConfigBuilder, ImageConfiguration, Os};
+use serde::{Deserialize, Serialize};
+
+use crate::id::Digest;
+use crate::store::{Catalog, ImageEntry, NameEntry, Store, StoreError};
+
+mod archive;
+mod compression;
+mod error;
+mod find;
+mod handed_over;
+mod ingest;
+mod platform;
+mod reference;
+mod remove;
+mod save;
+mod transport;
+
+pub use error::ImageError;
+pub use find::find;
+pub use reference::{DEFAULT_TAG, Reference, ReferenceError};
+pub use remove::{ContainerUse, Pruned, Removal, prune, remove, tag};
+pub use save::save;
+pub use transport::Source;
+
+use archive::Files;
+use error::Result;
+use handed_over::{Candidate, Wanted, candidates};
+use ingest::{LayerSource, store_layer};
+use platform::Platform;
+
+/// PATH of a container whose image sets none: Docker's.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// `--pull`: when an image is fetched anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PullPolicy {
+    /// Every time.
+    Always,
+    /// When the store does not have it.
+    #[default]
+    Missing,
+    /// Never.
+    Never,
+}
+
+impl FromStr for PullPolicy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "always" => Ok(Self::Always),
+            "missing" => Ok(Self::Missing),
+            "never" => Ok(Self::Never),
+            _ => Err(format!(
+                "invalid pull option: '{text}': must be one of \"always\", \"missing\" or \"never\""
+            )),
+        }
+    }
+}
+
+/// What a container starts from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ResolvedImage {
+    /// As given, for `ps`.
+    pub name: String,
+    /// The config's digest; a directory has none.
+    pub id: Option<Digest>,
+    /// The image's config.
+    pub config: ImageConfiguration,
+    /// Its files.
+    pub root: RootSource,
+}
+
+/// Where the files of an image are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RootSource {
+    /// Packed layers.
+    Packed {
+        /// The merged index.
+        index: PathBuf,
+        /// The layers' tars, lowest first, as the index counts them.
+        layers: Vec<PathBuf>,
+    },
+    /// A directory.
+    Directory {
+        /// Its absolute path.
+        path: PathBuf,
+    },
+    /// The machine's own root.
+    Host,
+}
+
+/// Finds the image that `reference` names, bringing it into the store where it comes from an
+/// archive or a layout.
+///
+/// The caller holds the store's content lock from before this call until it has written down the
+/// image's id where collections look.
+///
+/// # Errors
+/// There is no such image, it cannot be read or is for another machine.
+pub fn resolve(store: &Store, reference: &str, pull: PullPolicy) -> Result<ResolvedImage> {
+    let (id, catalog) = match Source::parse(reference)? {
+        Source::Rootfs { directory } => return rootfs(reference, &directory),
+        Source::Host => return Ok(unpacked(reference, RootSource::Host)),
+        Source::Stored(name) => {
+            let catalog = store.catalog()?;
+            if pull == PullPolicy::Always {
+                return Err(ImageError::Registry(name));
+            }
+            let id = find(&catalog, &name).map_err(|error| match error {
+                ImageError::NotFound(name) if pull == PullPolicy::Missing => ImageError::NotLocal(name),
+                error => error,
+            })?;
+            (id, catalog)
+        }
+        source => {
+            let pulled = pull_source(store, &source, Choice::One)?;
+            let image =
+                pulled.into_iter().next().ok_or_else(|| ImageError::NotFound(reference.to_owned()))?;
+            (image.id, store.catalog()?)
+        }
+    };
+    stored(store, &catalog, reference, id)
+}
+
+fn stored(store: &Store, catalog: &Catalog, reference: &str, id: Digest) -> Result<ResolvedImage> {
+    let entry = catalog.images.get(&id).ok_or_else(|| ImageError::NotFound(reference.to_owned()))?;
+    let (host, found) = (Platform::host(), Platform::new(&entry.os, &entry.architecture));
+    if !host.runs(&found) {
+        let [found, host] = [found, host].map(|platform| platform.to_string());
+        return Err(ImageError::Platform { image: reference.to_owned(), found, host });
+    }
+    let config = config(store, &id)?;
+    let root = RootSource::Packed {
+        index: store.merged_index(&entry.layers)?,
+        layers: entry.layers.iter().map(|layer| store.layer_tar(layer)).collect(),
+    };
+    Ok(ResolvedImage { name: reference.to_owned(), id: Some(id), config, root })
+}
+
+/// The config of a stored image.
+///
+/// # Errors
+/// It is missing or damaged.
+pub fn config(store: &Store, id: &Digest) -> Result<ImageConfiguration> {
+    let bytes = store.blob(id)?.ok_or_else(|| ImageError::NotFound(id.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|source| ImageError::StoredConfig { image: id.clone(), source })
+}
+
+fn rootfs(reference: &str, directory: &Path) -> Result<ResolvedImage> {
+    let unusable = |source| ImageError::Rootfs { path: directory.to_owned(), source };
+    let path = fs::canonicalize(directory).map_err(unusable)?;
+    if !fs::metadata(&path).map_err(unusable)?.is_dir() {
+        return Err(unusable(io::ErrorKind::NotADirectory.into()));
+    }
+    Ok(unpacked(reference, RootSource::Directory { path }))
+}
+
+/// A root that has no config of its own gets Docker's PATH and a shell.
+fn unpacked(reference: &str, root: RootSource) -> ResolvedImage {
+    let config = ConfigBuilder::default()
+        .env([DEFAULT_PATH.to_owned()])
+        .cmd(["/bin/sh".to_owned()])
+        .build()
+        .unwrap_or_else(|_| Config::default());
+    let mut configuration = ImageConfiguration::default();
+    configuration.set_os(Os::Linux);
+    configuration.set_architecture(Platform::host().architecture());
+    configuration.set_config(Some(config));
+    ResolvedImage { name: reference.to_owned(), id: None, config: configuration, root }
+}
+
+/// Which images of an archive or layout are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The one that was named.
+    One,
+    /// All of them.
+    All,
+}
+
+/// An image that was brought into the store, or was there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Added {
+    /// Its id.
+    pub id: Digest,
+    /// Digest of the manifest that it came with, of a layout.
+    pub digest: Option<Digest>,
+    /// Its names, each with the image that had it before.
+    pub names: Vec<(Reference, Option<Digest>)>,
+    /// Whether the store did not have it.
+    pub is_new: bool,
+}
+
+/// Brings all images of an archive into the store: `hostel load`. `path` is what messages call it.
+///
+/// # Errors
+/// The archive is not one, is damaged, or the store fails. Images before the bad one stay.
+pub fn load(store: &Store, file: File, path: &Path) -> Result<Vec<Added>> {
+    let files = Files::archive(file, path, || store.temporary_file())?;
+    add_all(store, &files, Wanted::All)
+}
+
+/// Brings images of an archive or a layout into the store: `hostel pull`.
+///
+/// # Errors
+/// As [`load`]; the source is a name, which needs a registry, or a directory, which is not stored.
+pub fn pull_source(store: &Store, source: &Source, choice: Choice) -> Result<Vec<Added>> {
+    let wanted = |tag| if choice == Choice::All { Wanted::All } else { Wanted::One(tag) };
+    match source {
+        Source::OciLayout { directory, tag } => {
+            if !directory.is_dir() {
+                let error =
+                    fs::metadata(directory).err().unwrap_or_else(|| io::ErrorKind::NotADirectory.into());
+                return Err(ImageError::Read { path: directory.clone(), source: error });
+            }
+            add_all(store, &Files::Directory(directory.clone()), wanted(tag.as_deref()))
+        }
+        Source::OciArchive { file, tag } => {
+            add_all(store, &open_archive(store, file)?, wanted(tag.as_deref()))
+        }
+        Source::DockerArchive { file } => add_all(store, &open_archive(store, file)?, wanted(None)),
+        Source::Stored(name) => Err(ImageError::Registry(name.clone())),
+        Source::Rootfs { directory } => {
+            Err(ImageError::NotStorable(format!("rootfs:{}", directory.display())))
+        }
+        Source::Host => Err(ImageError::NotStorable("host:/".to_owned())),
+    }
+}
+
+fn open_archive(store: &Store, path: &Path) -> Result<Files> {
+    let file = File::open(path).map_err(|source| ImageError::Read { path: path.to_owned(), source })?;
+    Files::archive(file, path, || store.temporary_file())
+}
+
+fn add_all(store: &Store, files: &Files, wanted: Wanted<'_>) -> Result<Vec<Added>> {
+    store.sweep_leftovers()?;
+    let _lock = store.lock_content()?;
+    let candidates = candidates(files, wanted, &Platform::host())?;
+    candidates.into_iter().map(|candidate| add(store, files, candidate)).collect()
+}
+
+/// Stores one image and names it. The caller holds the content lock.
+fn add(store: &Store, files: &Files, candidate: Candidate) -> Result<Added> {
+    let known = store.catalog()?.images.get(&candidate.id).cloned();
+    let is_new = known.is_none();
+    let entry = match known {
+        Some(entry) => entry,
+        None => store_image(store, files, &candidate)?,
+    };
+    store.merged_index(&entry.layers)?;
+    let digest = match &candidate.manifest {
+        Some((digest, bytes)) => {
+            store.put_blob(bytes)?;
+            Some(digest.clone())
+        }
+        None => None,
+    };
+    let Candidate { id, names, .. } = candidate;
+    let names = store.update_catalog(|catalog| {
+        catalog.images.entry(id.clone()).or_insert(entry);
+        let named = names.into_iter().map(|name| {
+            let new = NameEntry { image: id.clone(), digest: digest.clone() };
+            let old = catalog.names.insert(name.to_string(), new);
+            (name, old.map(|old| old.image).filter(|old| *old != id))
+        });
+        Ok::<_, StoreError>(named.collect())
+    })?;
+    Ok(Added { id, digest, names, is_new })
+}
+
+/// Stores an image's config and those of its layers that are not there.
+fn store_image(store: &Store, files: &Files, candidate: &Candidate) -> Result<ImageEntry> {
+    let mut size_bytes = 0;
+    for (layer, diff_id) in candidate.layers.iter().zip(&candidate.diff_ids) {
+        let stored = match store.layer(diff_id)? {
+            Some(stored) => stored,
+            None => {
+                let missing =
+                    || ImageError::Missing { path: files.path().to_owned(), member: layer.member.clone() };
+                let (reader, _) = files.open(&layer.member)?.ok_or_else(missing)?;
+                let (what, digest, size) = (layer.member.as_str(), layer.digest.as_ref(), layer.size);
+                store_layer(store, LayerSource { reader, what, digest, size, diff_id })?
+            }
+        };
+        size_bytes += stored.content_bytes;
+    }
+    let id = store.put_blob(&candidate.config)?;
+    let (manifest, manifest_bytes) =
+        store.put_layout_manifest((&id, candidate.config.len() as u64), &candidate.diff_ids)?;
+    let configuration = &candidate.configuration;
+    Ok(ImageEntry {
+        manifest,
+        manifest_bytes,
+        layers: candidate.diff_ids.clone(),
+        size_bytes,
+        created: configuration.created().clone(),
+        architecture: configuration.architecture().to_string(),
+        os: configuration.os().to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,316 @@
+//! One pass over a layer: read, hash, uncompress, hash, index, write.
+//!
+//! Two threads share the work. The first reads what was handed over, hashes it and uncompresses it
+//! into chunks; the second hashes the uncompressed bytes, writes them to the store and indexes them
+//! as they pass. Of a plain layer both hashes are the same, so only the first thread hashes.
+//! Memory is bounded by [`CHUNKS`] chunks of [`CHUNK_BYTES`], whatever the layer's size.
+//!
+//! Nothing is visible until digest and diff id are verified. A digest that does not match is
+//! reported before anything that is wrong with the tar, since it is the cause.
+
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use fuse_overlay::pack::{self, Limits, PackError};
+use sha2::{Digest as _, Sha256};
+
+use super::compression::Decoder;
+use super::error::{ImageError, Result};
+use crate::id::Digest;
+use crate::store::{DIRECT_ALIGNMENT, LayerWriter, Store, StoreError, StoredLayer};
+
+/// Large enough that direct writes run at the disk's speed.
+const CHUNK_BYTES: usize = 4 << 20;
+/// One being filled, one being written, one on the way.
+const CHUNKS: usize = 3;
+/// Uncompressed bytes of a layer. Images of a hundred gigabytes exist; ten times that is none.
+const MAX_LAYER_BYTES: u64 = 1 << 40;
+/// gzip cannot compress better than 1:1032; of zstd, nothing honest of this size does.
+const MAX_RATIO: u64 = 1100;
+/// Below this many uncompressed bytes the ratio does not matter.
+const RATIO_MATTERS_BYTES: u64 = 1 << 30;
+
+/// A layer as it is handed over.
+pub(super) struct LayerSource<'a> {
+    /// Its bytes, compressed or not.
+    pub(super) reader: Box<dyn Read + Send>,
+    /// What messages call it.
+    pub(super) what: &'a str,
+    /// Digest of those bytes, where it is known.
+    pub(super) digest: Option<&'a Digest>,
+    /// How many bytes, where it is known.
+    pub(super) size: Option<u64>,
+    /// Digest of the uncompressed bytes.
+    pub(super) diff_id: &'a Digest,
+}
+
+/// Stores a layer. The caller holds the content lock.
+pub(super) fn store_layer(store: &Store, source: LayerSource<'_>) -> Result<StoredLayer> {
+    let LayerSource { reader, what, digest, size, diff_id } = source;
+    let (full_sender, full) = sync_channel(CHUNKS);
+    let (empty, empty_receiver) = sync_channel(CHUNKS);
+    for _ in 0..CHUNKS {
+        // The channel has room for all of them.
+        let _ = empty.send(Chunk::new());
+    }
+    let mut intake = Intake::new(store.new_layer()?, full, empty);
+    let (produced, indexed) = thread::scope(|scope| {
+        let producer = scope.spawn(move || produce(reader, &full_sender, &empty_receiver));
+        let indexed = pack::index_tar(&mut intake, &Limits::default());
+        intake.drain(indexed.is_ok());
+        intake.hang_up();
+        (producer.join(), indexed)
+    });
+    let produced = match produced {
+        Ok(produced) => produced,
+        Err(panic) => std::panic::resume_unwind(panic),
+    };
+    if let Some(failure) = intake.failure {
+        return Err(failure.into_error(what));
+    }
+    let produced = produced.map_err(|failure| failure.into_error(what))?;
+    if let Some(wanted) = size.filter(|wanted| *wanted != produced.bytes) {
+        return Err(ImageError::SizeMismatch { what: what.to_owned(), wanted, found: produced.bytes });
+    }
+    check_digest(what, digest, &produced.digest)?;
+    let found = if produced.is_plain { produced.digest } else { intake.hash.digest() };
+    match indexed {
+        // A tar that cannot be read is no surprise where it is another one than was asked for.
+        Err(PackError::Read(source)) => Err(ImageError::LayerStream { what: what.to_owned(), source }),
+        Err(source) => {
+            check_digest(what, Some(diff_id), &found)?;
+            Err(ImageError::Layer { what: what.to_owned(), source })
+        }
+        Ok(index) => {
+            check_digest(&format!("the uncompressed layer {what}"), Some(diff_id), &found)?;
+            Ok(intake.writer.finish(diff_id, &index)?)
+        }
+    }
+}
+
+pub(super) fn check_digest(what: &str, wanted: Option<&Digest>, found: &Digest) -> Result<()> {
+    match wanted {
+        Some(wanted) if wanted != found => Err(ImageError::DigestMismatch {
+            what: what.to_owned(),
+            wanted: wanted.clone(),
+            found: found.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Why one of the two threads stopped.
+enum Failure {
+    Stream(io::Error),
+    Bomb(String),
+    Store(StoreError),
+}
+
+impl Failure {
+    fn into_error(self, what: &str) -> ImageError {
+        match self {
+            Self::Stream(source) => ImageError::LayerStream { what: what.to_owned(), source },
+            Self::Bomb(limit) => ImageError::Bomb { what: what.to_owned(), limit },
+            Self::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Uncompressed bytes on their way, at an address fit for direct writes.
+struct Chunk {
+    buffer: Vec<u8>,
+    start: usize,
+    length: usize,
+    /// Whether the layer is plain, so that its bytes have been hashed.
+    is_plain: bool,
+}
+
+impl Chunk {
+    fn new() -> Self {
+        let buffer = vec![0; CHUNK_BYTES + DIRECT_ALIGNMENT];
+        let start = buffer.as_ptr().align_offset(DIRECT_ALIGNMENT);
+        Self { buffer, start, length: 0, is_plain: false }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..self.start + self.length]
+    }
+
+    /// Fills the chunk as far as there are bytes.
+    fn fill(&mut self, from: &mut impl Read) -> io::Result<()> {
+        self.length = 0;
+        while self.length < CHUNK_BYTES {
+            let begin = self.start + self.length;
+            match from.read(&mut self.buffer[begin..self.start + CHUNK_BYTES]) {
+                Ok(0) => break,
+                Ok(count) => self.length += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the first thread found out.
+struct Produced {
+    digest: Digest,
+    bytes: u64,
+    is_plain: bool,
+}
+
+/// A running hash.
+#[derive(Default)]
+struct Hash {
+    hasher: Sha256,
+    bytes: u64,
+}
+
+impl Hash {
+    fn update(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+        self.bytes += bytes.len() as u64;
+    }
+
+    fn digest(self) -> Digest {
+        Digest::from_bytes(&self.hasher.finalize().into())
+    }
+}
+
+/// Hashes what passes.
+struct Hashing<'a> {
+    inner: Box<dyn Read + Send>,
+    hash: &'a mut Hash,
+    /// The bytes that have passed, for whoever cannot see the hash meanwhile.
+    taken: &'a AtomicU64,
+}
+
+impl Read for Hashing<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..count]);
+        self.taken.store(self.hash.bytes, Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+/// The first thread: reads, hashes, uncompresses.
+fn produce(
+    reader: Box<dyn Read + Send>,
+    full: &SyncSender<Chunk>,
+    empty: &Receiver<Chunk>,
+) -> Result<Produced, Failure> {
+    let mut hash = Hash::default();
+    let taken = AtomicU64::new(0);
+    let hashing = Hashing { inner: reader, hash: &mut hash, taken: &taken };
+    let mut decoder = Decoder::new(Box::new(hashing)).map_err(Failure::Stream)?;
+    let is_plain = decoder.is_plain();
+    let mut uncompressed: u64 = 0;
+    // Without a chunk to fill, or a taker for it, the second thread has given up.
+    while let Ok(mut chunk) = empty.recv() {
+        chunk.fill(&mut decoder).map_err(Failure::Stream)?;
+        chunk.is_plain = is_plain;
+        uncompressed += chunk.length as u64;
+        if uncompressed > MAX_LAYER_BYTES {
+            return Err(Failure::Bomb(format!("{MAX_LAYER_BYTES} bytes")));
+        }
+        if uncompressed > RATIO_MATTERS_BYTES && uncompressed / MAX_RATIO > taken.load(Ordering::Relaxed) {
+            return Err(Failure::Bomb(format!("{MAX_RATIO} times its size")));
+        }
+        if chunk.length == 0 || full.send(chunk).is_err() {
+            break;
+        }
+    }
+    decoder.drain().map_err(Failure::Stream)?;
+    drop(decoder);
+    Ok(Produced { bytes: hash.bytes, digest: hash.digest(), is_plain })
+}
+
+/// The second thread's end: what the indexer reads is written and hashed on the way.
+struct Intake {
+    writer: LayerWriter,
+    /// The two ends, until the stream's end or a failure.
+    channels: Option<(Receiver<Chunk>, SyncSender<Chunk>)>,
+    hash: Hash,
+    chunk: Option<Chunk>,
+    at: usize,
+    is_kept: bool,
+    failure: Option<Failure>,
+}
+
+impl Intake {
+    fn new(writer: LayerWriter, full: Receiver<Chunk>, empty: SyncSender<Chunk>) -> Self {
+        Self {
+            writer,
+            channels: Some((full, empty)),
+            hash: Hash::default(),
+            chunk: None,
+            at: 0,
+            is_kept: true,
+            failure: None,
+        }
+    }
+
+    /// Takes the next chunk in; `false` at the end.
+    fn advance(&mut self) -> Result<bool, StoreError> {
+        let Some((full, empty)) = &self.channels else { return Ok(false) };
+        if let Some(done) = self.chunk.take() {
+            // The first thread may have ended already.
+            let _ = empty.send(done);
+        }
+        let Ok(chunk) = full.recv() else { return Ok(false) };
+        if !chunk.is_plain {
+            self.hash.update(chunk.bytes());
+        }
+        if self.is_kept {
+            self.writer.write(chunk.bytes())?;
+        }
+        self.at = 0;
+        self.chunk = Some(chunk);
+        Ok(true)
+    }
+
+    /// Takes in what follows the end of the archive, to the stream's end: it belongs to the layer's
+    /// digest. After an error it is only hashed.
+    fn drain(&mut self, is_kept: bool) {
+        self.is_kept = is_kept;
+        while self.failure.is_none() {
+            match self.advance() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => self.failure = Some(Failure::Store(error)),
+            }
+        }
+    }
+
+    /// Lets the first thread end, if it has not: it waits for chunks and for a taker.
+    fn hang_up(&mut self) {
+        self.channels = None;
+    }
+}
+
+impl Read for Intake {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.failure.is_some() {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        while self.chunk.as_ref().is_none_or(|chunk| chunk.length == self.at) {
+            match self.advance() {
+                Ok(true) => {}
+                Ok(false) => return Ok(0),
+                Err(error) => {
+                    self.failure = Some(Failure::Store(error));
+                    return Err(io::ErrorKind::BrokenPipe.into());
+                }
+            }
+        }
+        let Some(chunk) = &self.chunk else { return Ok(0) };
+        let bytes = &chunk.bytes()[self.at..];
+        let count = bytes.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&bytes[..count]);
+        self.at += count;
+        Ok(count)
+    }
+}

@@ -1,0 +1,197 @@
+//! Naming and removing images, with Docker's rules of what may go.
+
+use std::collections::HashSet;
+
+use super::error::{ImageError, Result};
+use super::find::find;
+use super::reference::Reference;
+use crate::id::Digest;
+use crate::store::{Catalog, Store, StoreError, chain_id};
+
+/// A container that was made from an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerUse {
+    /// The container's id, shortened.
+    pub container: String,
+    /// The image's id.
+    pub image: Digest,
+    /// Whether it runs at the moment.
+    pub is_running: bool,
+}
+
+/// What a removal did, in the order in which Docker tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// Names that are gone, as a person writes them.
+    pub untagged: Vec<String>,
+    /// Images and chain ids of layers that are gone.
+    pub deleted: Vec<Digest>,
+}
+
+/// What a prune did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// The images that went.
+    pub removals: Vec<Removal>,
+    /// Bytes of disk that are free again.
+    pub reclaimed_bytes: u64,
+}
+
+/// Gives an image another name: `hostel tag`.
+///
+/// # Errors
+/// There is no such image; the name is none, or has a digest.
+pub fn tag(store: &Store, source: &str, target: &str) -> Result<()> {
+    let target: Reference = target.parse()?;
+    if target.digest().is_some() {
+        return Err(ImageError::TagWithDigest);
+    }
+    let target = target.with_default_tag();
+    store.update_catalog(|catalog| {
+        let image = find(catalog, source)?;
+        let digest = catalog.names_of(&image).find_map(|(_, entry)| entry.digest.clone());
+        let of_same_repository =
+            |name: &str| name.parse::<Reference>().is_ok_and(|name| name.repository() == target.repository());
+        // A digest belongs to the repository that it came from.
+        let digest = digest.filter(|_| catalog.names_of(&image).any(|(name, _)| of_same_repository(name)));
+        catalog.names.insert(target.to_string(), crate::store::NameEntry { image, digest });
+        Ok(())
+    })
+}
+
+/// Removes a name or an image: `hostel rmi`. What it needed on the disk goes too, now or, if other
+/// commands are at work, with the next removal.
+///
+/// # Errors
+/// There is no such image; it is in use, or has several names, and `force` is not given.
+pub fn remove(store: &Store, text: &str, force: bool, uses: &[ContainerUse]) -> Result<Removal> {
+    let removal = store.update_catalog(|catalog| remove_from(catalog, text, force, uses))?;
+    if !removal.deleted.is_empty() {
+        store.collect(&images_of(uses))?;
+    }
+    Ok(removal)
+}
+
+fn images_of(uses: &[ContainerUse]) -> Vec<Digest> {
+    uses.iter().map(|container| container.image.clone()).collect()
+}
+
+fn remove_from(catalog: &mut Catalog, text: &str, force: bool, uses: &[ContainerUse]) -> Result<Removal> {
+    let id = find(catalog, text)?;
+    let names: Vec<String> = catalog.names_of(&id).map(|(name, _)| name.to_owned()).collect();
+    let is_id = id.hex().starts_with(text.strip_prefix("sha256:").unwrap_or(text));
+    let users = || uses.iter().filter(|container| container.image == id);
+    if is_id {
+        let conflict = |how: &str, why: String| {
+            Err(ImageError::Conflict(format!("delete {} ({how}) - {why}", id.short())))
+        };
+        if let Some(user) = users().find(|user| user.is_running) {
+            return conflict(
+                "cannot be forced",
+                format!("image is being used by running container {}", user.container),
+            );
+        }
+        if !force && names.len() > 1 {
+            return conflict("must be forced", "image is referenced in multiple repositories".to_owned());
+        }
+        if let Some(user) = users().next().filter(|_| !force) {
+            return conflict(
+                "must be forced",
+                format!("image is being used by stopped container {}", user.container),
+            );
+        }
+        return Ok(delete(catalog, &id, names));
+    }
+    let reference = text.parse::<Reference>()?.with_default_tag();
+    if names.len() == 1
+        && let Some(user) = users().next().filter(|_| !force)
+    {
+        return Err(ImageError::Conflict(format!(
+            "remove repository reference {text:?} (must force) - container {} is using its referenced image {}",
+            user.container,
+            id.short()
+        )));
+    }
+    let is_used = users().any(|user| user.is_running);
+    let names = match reference.digest() {
+        None => vec![reference.to_string()],
+        Some(_) => names_in_repository(&names, &reference.repository()),
+    };
+    let all = catalog.names_of(&id).count();
+    if names.len() == all && !is_used {
+        return Ok(delete(catalog, &id, names));
+    }
+    for name in &names {
+        catalog.names.remove(name);
+    }
+    Ok(Removal { untagged: names.iter().map(|name| familiar(name)).collect(), deleted: Vec::new() })
+}
+
+fn names_in_repository(names: &[String], repository: &str) -> Vec<String> {
+    let belongs =
+        |name: &&String| name.parse::<Reference>().is_ok_and(|name| name.repository() == repository);
+    names.iter().filter(belongs).cloned().collect()
+}
+
+fn familiar(name: &str) -> String {
+    name.parse::<Reference>().map_or_else(|_| name.to_owned(), |name| name.familiar())
+}
+
+/// Takes an image out of the catalog and says which trees no other image has.
+fn delete(catalog: &mut Catalog, id: &Digest, names: Vec<String>) -> Removal {
+    let mut removal = Removal::default();
+    for name in names {
+        catalog.names.remove(&name);
+        removal.untagged.push(familiar(&name));
+    }
+    removal.deleted.push(id.clone());
+    if let Some(entry) = catalog.images.remove(id) {
+        let others: HashSet<Digest> =
+            catalog.images.values().flat_map(|entry| chain_ids(&entry.layers)).collect();
+        removal
+            .deleted
+            .extend(chain_ids(&entry.layers).into_iter().rev().filter(|chain| !others.contains(chain)));
+    }
+    removal
+}
+
+/// The chain id of each of an image's trees, lowest first.
+fn chain_ids(layers: &[Digest]) -> Vec<Digest> {
+    let mut chain: Option<Digest> = None;
+    let next = |layer: &Digest| {
+        let link: Vec<Digest> = chain.take().into_iter().chain([layer.clone()]).collect();
+        chain = chain_id(&link);
+        chain.clone()
+    };
+    layers.iter().filter_map(next).collect()
+}
+
+/// Removes images that have no name (or, with `all`, that no container uses) and that `keep` does
+/// not want kept: `hostel image prune`.
+///
+/// # Errors
+/// The store fails.
+pub fn prune(
+    store: &Store,
+    all: bool,
+    uses: &[ContainerUse],
+    keep: impl Fn(&Digest, &crate::store::ImageEntry) -> bool,
+) -> Result<Pruned> {
+    let used: HashSet<Digest> = images_of(uses).into_iter().collect();
+    let removals = store.update_catalog(|catalog| {
+        let unused: Vec<Digest> = catalog
+            .images
+            .iter()
+            .filter(|(id, entry)| !used.contains(*id) && !keep(id, entry))
+            .map(|(id, _)| id.clone())
+            .filter(|id| all || catalog.names_of(id).next().is_none())
+            .collect();
+        let delete_one = |id: &Digest| {
+            let names = catalog.names_of(id).map(|(name, _)| name.to_owned()).collect();
+            delete(catalog, id, names)
+        };
+        Ok::<_, StoreError>(unused.iter().map(delete_one).collect())
+    })?;
+    let collected = store.collect(&images_of(uses))?.unwrap_or_default();
+    Ok(Pruned { removals, reclaimed_bytes: collected.bytes })
+}

@@ -1,0 +1,206 @@
+//! images.json: which images there are, and what they are called.
+//!
+//! Everything that lists or finds images reads this one file. index.json is derived from it for
+//! other tools and may, after a kill, be one change behind.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{Result, Store, read_json};
+use crate::id::Digest;
+
+/// Media types of the OCI image specification (media-types.md) that the store itself writes.
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// The images of a store and their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Catalog {
+    /// Images by id, which is the digest of their config.
+    pub images: BTreeMap<Digest, ImageEntry>,
+    /// Images by canonical name (`docker.io/library/debian:12`).
+    pub names: BTreeMap<String, NameEntry>,
+}
+
+/// What listing an image needs to know of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageEntry {
+    /// Digest of the manifest that hostel made for its own layout.
+    pub manifest: Digest,
+    /// That manifest's size in bytes.
+    pub manifest_bytes: u64,
+    /// Diff ids, lowest layer first.
+    pub layers: Vec<Digest>,
+    /// Sum of the sizes of all files in all layers, in bytes.
+    pub size_bytes: u64,
+    /// The config's `created`, as it stands there.
+    pub created: Option<String>,
+    /// The config's architecture, in Go's words.
+    pub architecture: String,
+    /// The config's operating system.
+    pub os: String,
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameEntry {
+    /// The image.
+    pub image: Digest,
+    /// Digest of the manifest that the image came with under this name, if it came with one.
+    pub digest: Option<Digest>,
+}
+
+impl Catalog {
+    /// Names of an image, sorted.
+    pub fn names_of<'a>(&'a self, image: &'a Digest) -> impl Iterator<Item = (&'a str, &'a NameEntry)> {
+        self.names
+            .iter()
+            .filter(move |(_, entry)| entry.image == *image)
+            .map(|(name, entry)| (name.as_str(), entry))
+    }
+
+    /// The images whose id begins with these hex digits, two at most: enough to tell whether the
+    /// digits are ambiguous.
+    #[must_use]
+    pub fn by_prefix(&self, hex: &str) -> Vec<&Digest> {
+        self.images.keys().filter(|id| id.hex().starts_with(hex)).take(2).collect()
+    }
+}
+
+impl Store {
+    /// Reads the catalog.
+    ///
+    /// # Errors
+    /// images.json is damaged or cannot be read.
+    pub fn catalog(&self) -> Result<Catalog> {
+        Ok(read_json(&self.root, &self.path("images.json"))?.unwrap_or_default())
+    }
+
+    /// Changes the catalog: `change` sees its newest state, and nobody else changes it meanwhile.
+    /// Where `change` fails nothing is written. A caller that adds an image holds the content lock.
+    ///
+    /// # Errors
+    /// Those of `change`; files that cannot be read or written.
+    pub fn update_catalog<T, E: From<super::StoreError>>(
+        &self,
+        change: impl FnOnce(&mut Catalog) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let _lock = self.lock_catalog()?;
+        let before = self.catalog()?;
+        let mut catalog = before.clone();
+        let value = change(&mut catalog)?;
+        if catalog != before {
+            self.write_json(&self.path("images.json"), &catalog)?;
+            self.write_json(&self.path("index.json"), &layout_index(&catalog))?;
+        }
+        Ok(value)
+    }
+}
+
+/// index.json: each image's own manifest, once a name.
+fn layout_index(catalog: &Catalog) -> serde_json::Value {
+    let descriptor = |entry: &ImageEntry, name: Option<&str>| {
+        let mut descriptor = json!({
+            "mediaType": MANIFEST, "digest": entry.manifest, "size": entry.manifest_bytes,
+            "platform": { "architecture": entry.architecture, "os": entry.os },
+        });
+        if let Some(name) = name {
+            descriptor["annotations"] = json!({ "org.opencontainers.image.ref.name": name });
+        }
+        descriptor
+    };
+    let mut manifests = Vec::new();
+    for (id, entry) in &catalog.images {
+        let named = catalog.names_of(id).map(|(name, _)| descriptor(entry, Some(name)));
+        let before = manifests.len();
+        manifests.extend(named);
+        if manifests.len() == before {
+            manifests.push(descriptor(entry, None));
+        }
+    }
+    json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests })
+}
+
+/// The manifest that says how an image lies in this store: its config, and its layers uncompressed.
+pub(super) fn layout_manifest(config: (&Digest, u64), layers: &[(Digest, u64)]) -> Vec<u8> {
+    let layers: Vec<_> = layers
+        .iter()
+        .map(|(digest, size)| json!({ "mediaType": LAYER_TAR, "digest": digest, "size": size }))
+        .collect();
+    json!({
+        "schemaVersion": 2, "mediaType": MANIFEST,
+        "config": { "mediaType": CONFIG, "digest": config.0, "size": config.1 },
+        "layers": layers,
+    })
+    .to_string()
+    .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use crate::store::StoreError;
+
+    fn entry(byte: u8) -> ImageEntry {
+        ImageEntry {
+            manifest: Digest::from_bytes(&[byte; 32]),
+            manifest_bytes: 7,
+            layers: Vec::new(),
+            size_bytes: 0,
+            created: None,
+            architecture: "amd64".to_owned(),
+            os: "linux".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_change_is_seen_by_the_next_reader_and_a_failed_one_by_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let id = Digest::from_bytes(&[1; 32]);
+        store
+            .update_catalog(|catalog| {
+                catalog.images.insert(id.clone(), entry(2));
+                catalog.names.insert(
+                    "docker.io/library/a:1".to_owned(),
+                    NameEntry { image: id.clone(), digest: None },
+                );
+                Ok::<_, StoreError>(())
+            })
+            .unwrap();
+        let failed = store.update_catalog(|catalog| {
+            catalog.images.clear();
+            Err::<(), _>(StoreError::NoSuchVolume("x".to_owned()))
+        });
+        assert!(failed.is_err());
+        let catalog = store.catalog().unwrap();
+        assert_eq!(catalog.images[&id], entry(2));
+        assert_eq!(
+            catalog.names_of(&id).map(|(name, _)| name).collect::<Vec<_>>(),
+            ["docker.io/library/a:1"]
+        );
+        let index: serde_json::Value =
+            read_json(dir.path(), &dir.path().join("index.json")).unwrap().unwrap();
+        assert_eq!(
+            index["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"],
+            "docker.io/library/a:1"
+        );
+    }
+
+    #[test]
+    fn short_ids_find_at_most_two() {
+        let mut catalog = Catalog::default();
+        for byte in [0xaa, 0xab, 0xac] {
+            catalog.images.insert(Digest::from_bytes(&[byte; 32]), entry(byte));
+        }
+        assert_eq!(catalog.by_prefix("a").len(), 2);
+        assert_eq!(catalog.by_prefix("ab"), [&Digest::from_bytes(&[0xab; 32])]);
+        assert!(catalog.by_prefix("f").is_empty());
+    }
+}

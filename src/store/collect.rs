@@ -1,0 +1,232 @@
+//! Collection: taking away what nothing refers to.
+//!
+//! Roots are the catalog's images and the images of containers, which stay usable when their image
+//! has been removed by force. Everything else in blobs/, layers/, merged/ and tmp/ goes.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::{Result, Store, StoreError, chain_id};
+use crate::id::Digest;
+
+/// What a collection took away.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Bytes of files that are gone.
+    pub bytes: u64,
+    /// Diff ids of layers that are gone.
+    pub layers: Vec<Digest>,
+}
+
+/// The part of a config that a collection needs.
+#[derive(Deserialize)]
+struct Config {
+    rootfs: Rootfs,
+}
+
+#[derive(Deserialize)]
+struct Rootfs {
+    #[serde(default)]
+    diff_ids: Vec<Digest>,
+}
+
+/// Names that stay.
+#[derive(Default)]
+struct Live {
+    blobs: HashSet<OsString>,
+    layers: HashSet<OsString>,
+    merged: HashSet<OsString>,
+}
+
+impl Live {
+    fn add(&mut self, config: &Digest, layers: &[Digest]) {
+        self.blobs.insert(config.hex().into());
+        self.blobs.extend(layers.iter().map(|layer| OsString::from(layer.hex())));
+        self.layers.extend(layers.iter().map(|layer| OsString::from(layer.hex())));
+        self.merged.extend(chain_id(layers).map(|chain| OsString::from(chain.hex())));
+    }
+}
+
+impl Store {
+    /// Takes away all that neither the catalog nor one of `containers`' images needs. Where other
+    /// processes use the store at this moment it does nothing and gives `None`: the next one will.
+    /// The caller must not hold the content lock itself.
+    ///
+    /// # Errors
+    /// The catalog cannot be read, a file cannot be removed.
+    pub fn collect(&self, container_images: &[Digest]) -> Result<Option<Collected>> {
+        let Some(_lock) = self.try_lock_content_exclusive()? else { return Ok(None) };
+        let catalog = self.catalog()?;
+        let mut live = Live::default();
+        for (id, entry) in &catalog.images {
+            live.add(id, &entry.layers);
+            live.blobs.insert(entry.manifest.hex().into());
+        }
+        for name in catalog.names.values() {
+            live.blobs.extend(name.digest.iter().map(|digest| OsString::from(digest.hex())));
+        }
+        for id in container_images.iter().filter(|id| !catalog.images.contains_key(id)) {
+            let config = self.blob(id)?.and_then(|bytes| serde_json::from_slice::<Config>(&bytes).ok());
+            if let Some(config) = config {
+                live.add(id, &config.rootfs.diff_ids);
+            }
+        }
+        let mut collected = Collected::default();
+        // Merged indexes first, layers last: what is left after a kill is whole.
+        self.sweep(&self.path("merged"), &live.merged, &mut collected)?;
+        self.sweep(&self.path("blobs/sha256"), &live.blobs, &mut collected)?;
+        let layers = self.sweep(&self.path("layers"), &live.layers, &mut collected)?;
+        collected
+            .layers
+            .extend(layers.iter().filter_map(|hex| format!("sha256:{}", hex.to_str()?).parse().ok()));
+        // Leftovers here are no part of what the caller freed, and one that cannot be removed (of a
+        // volume, with files of subordinate ids) is no reason to fail.
+        let _ = self.sweep(&self.path("tmp"), &HashSet::new(), &mut Collected::default());
+        Ok(Some(collected))
+    }
+
+    /// Removes the entries of a directory that are not among `live`, and gives their names.
+    fn sweep(
+        &self,
+        directory: &Path,
+        live: &HashSet<OsString>,
+        collected: &mut Collected,
+    ) -> Result<Vec<OsString>> {
+        let entries = fs::read_dir(directory).map_err(StoreError::io("read", directory))?;
+        let mut gone = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(StoreError::io("read", directory))?;
+            let name = entry.file_name();
+            if live.contains(&name) {
+                continue;
+            }
+            let path = entry.path();
+            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let result = if is_directory {
+                // In one step out of sight, so that no half layer is ever seen in its place.
+                let staged = self.stage();
+                collected.bytes += directory_bytes(&path);
+                fs::rename(&path, staged.path()).and_then(|()| fs::remove_dir_all(staged.path()))
+            } else {
+                collected.bytes += entry.metadata().map_or(0, |metadata| metadata.len());
+                fs::remove_file(&path)
+            };
+            result.map_err(StoreError::io("remove", &path))?;
+            gone.push(name);
+        }
+        Ok(gone)
+    }
+
+    /// Removes what killed commands left in tmp/, if nobody uses the store at this moment.
+    ///
+    /// # Errors
+    /// The lock's file cannot be opened.
+    pub fn sweep_leftovers(&self) -> Result<()> {
+        let tmp = self.path("tmp");
+        if fs::read_dir(&tmp).is_ok_and(|mut entries| entries.next().is_none()) {
+            return Ok(());
+        }
+        if let Some(_lock) = self.try_lock_content_exclusive()? {
+            // As in `collect`: what cannot be removed is left for another time.
+            let _ = self.sweep(&tmp, &HashSet::new(), &mut Collected::default());
+        }
+        Ok(())
+    }
+}
+
+fn directory_bytes(path: &Path) -> u64 {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::super::content::tests::{small_tar, store_layer};
+    use super::super::{ImageEntry, NameEntry};
+    use super::*;
+
+    /// An image of one layer in the store; gives its id and its layer.
+    fn store_image(store: &Store, name: &str) -> (Digest, Digest) {
+        let layer = store_layer(store, &small_tar(name, name.as_bytes()));
+        let config = format!(r#"{{"rootfs":{{"diff_ids":["{layer}"]}}}}"#);
+        let id = store.put_blob(config.as_bytes()).unwrap();
+        let layers = vec![layer.clone()];
+        let (manifest, manifest_bytes) =
+            store.put_layout_manifest((&id, config.len() as u64), &layers).unwrap();
+        store.merged_index(&layers).unwrap();
+        store
+            .update_catalog(|catalog| {
+                let entry = ImageEntry {
+                    manifest,
+                    manifest_bytes,
+                    layers,
+                    size_bytes: 0,
+                    created: None,
+                    architecture: String::new(),
+                    os: String::new(),
+                };
+                catalog.images.insert(id.clone(), entry);
+                catalog.names.insert(name.to_owned(), NameEntry { image: id.clone(), digest: None });
+                Ok::<_, StoreError>(())
+            })
+            .unwrap();
+        (id, layer)
+    }
+
+    fn remove(store: &Store, id: &Digest) {
+        store
+            .update_catalog(|catalog| {
+                catalog.images.remove(id);
+                catalog.names.retain(|_, entry| entry.image != *id);
+                Ok::<_, StoreError>(())
+            })
+            .unwrap();
+    }
+
+    fn count(store: &Store, name: &str) -> usize {
+        fs::read_dir(store.path(name)).unwrap().count()
+    }
+
+    #[test]
+    fn only_what_nothing_refers_to_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let (a, layer_a) = store_image(&store, "a");
+        let (b, layer_b) = store_image(&store, "b");
+        fs::write(store.path("tmp/left"), "over").unwrap();
+        assert_eq!(store.collect(&[]).unwrap().unwrap(), Collected::default());
+        assert_eq!(count(&store, "tmp"), 0);
+
+        remove(&store, &a);
+        remove(&store, &b);
+        let collected = store.collect(std::slice::from_ref(&b)).unwrap().unwrap();
+        assert_eq!(collected.layers, [layer_a]);
+        assert!(collected.bytes > 1024);
+        assert!(store.layer(&layer_b).unwrap().is_some());
+        assert!(store.merged_index(&[layer_b]).unwrap().exists());
+
+        store.collect(&[]).unwrap().unwrap();
+        for directory in ["blobs/sha256", "layers", "merged", "tmp"] {
+            assert_eq!(count(&store, directory), 0, "{directory}");
+        }
+    }
+
+    #[test]
+    fn a_store_in_use_is_not_collected() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let (id, layer) = store_image(&store, "a");
+        remove(&store, &id);
+        let lock = store.lock_content().unwrap();
+        assert_eq!(store.collect(&[]).unwrap(), None);
+        assert!(store.layer(&layer).unwrap().is_some());
+        drop(lock);
+        assert_eq!(store.collect(&[]).unwrap().unwrap().layers, [layer]);
+    }
+}
