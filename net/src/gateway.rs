@@ -1,0 +1,440 @@
+//! The gateway itself: one thread, one epoll instance, and a turn of work for each wake-up.
+//!
+//! A turn reads what the device and the sockets have, up to limits, then serves every flow that
+//! something happened to, then runs the timers. Work that a limit left over makes the next wait
+//! return at once.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::clock::Now;
+use crate::config::Config;
+use crate::device::{
+    FrameSink, PACKET_BYTES_MAX, Transmitter, Unreachable, VNET_HEADER_BYTES, train_segment,
+};
+use crate::dns::{Asker, Dns, Reply};
+use crate::frame::{self, Packet, Transport};
+use crate::host::{HostStream, KernelHost, lock};
+use crate::icmp::Icmp;
+use crate::link::Tun;
+use crate::policy::{Policy, Verdict};
+use crate::poll::{Event, Poller, Token, Trigger};
+use crate::publish::{Bound, Listeners, Protocol};
+use crate::random::Random;
+use crate::tcp::{FlowKey, Readiness, Tcp};
+use crate::udp::{Udp, Undelivered};
+
+/// Packets that are read from the device in one turn. With offloads a packet has up to 64 KiB:
+/// more would leave the cache before they are passed on.
+const PACKETS_PER_TURN: usize = 64;
+/// Bytes, for the same reason.
+const BYTES_PER_TURN: usize = 512 << 10;
+
+/// Clients that are accepted from one listener in one turn.
+const ACCEPTS_PER_TURN: usize = 64;
+
+/// Why a gateway cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The configuration's MTU is not one that IPv6 can work with.
+    #[error("an MTU of {mtu_bytes} bytes does not work: choose from 1280 to 65520")]
+    Mtu {
+        /// The MTU asked for.
+        mtu_bytes: u16,
+    },
+    /// The kernel refused something that the gateway cannot do without.
+    #[error("the network gateway failed: {step}")]
+    System {
+        /// What it was about to do.
+        step: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+fn system(step: &'static str) -> impl Fn(io::Error) -> GatewayError {
+    move |source| GatewayError::System { step, source }
+}
+
+/// IPv6's least MTU (RFC 8200, 5).
+const MTU_BYTES_MIN: u16 = 1280;
+/// What the kernel takes for a TUN device, and a packet fits with its offsets.
+const MTU_BYTES_MAX: u16 = 65_520;
+
+/// The network of one namespace. See the crate's documentation.
+pub struct Gateway {
+    poller: Arc<Poller>,
+    policy: Policy,
+    link: Transmitter<TunSink>,
+    device: Arc<OwnedFd>,
+    device_open: bool,
+    tcp: Tcp<HostStream>,
+    host: KernelHost,
+    udp: Udp,
+    dns: Dns,
+    icmp: Icmp,
+    listeners: Vec<Option<PublishedTcp>>,
+    started: Instant,
+    receive: Box<[u8]>,
+}
+
+/// A published TCP port.
+struct PublishedTcp {
+    socket: TcpListener,
+    bound: Bound,
+    /// Clients may be waiting: the edge-triggered event has told so, and nothing since that none
+    /// is.
+    may_have_clients: bool,
+}
+
+/// Writes packets to the device.
+struct TunSink {
+    device: Arc<OwnedFd>,
+}
+
+impl FrameSink for TunSink {
+    fn send(&mut self, packet: &[u8]) -> io::Result<()> {
+        nix::unistd::write(&self.device, packet)?;
+        Ok(())
+    }
+}
+
+impl Gateway {
+    /// Puts a gateway together. Nothing is read or accepted before [`run`](Self::run).
+    ///
+    /// # Errors
+    /// [`GatewayError`] for a configuration that cannot work, or where epoll refuses.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "it belongs to the gateway, which may come to keep more of it"
+    )]
+    pub fn new(tun: Tun, listeners: Listeners, config: Config) -> Result<Self, GatewayError> {
+        let mtu_bytes = config.mtu_bytes;
+        if !(MTU_BYTES_MIN..=MTU_BYTES_MAX).contains(&mtu_bytes) {
+            return Err(GatewayError::Mtu { mtu_bytes });
+        }
+        let poller = Arc::new(Poller::new().map_err(system("make an epoll instance"))?);
+        let policy = Policy::new(&config);
+        let features = tun.features();
+        let (device, _) = tun.into_parts();
+        let device = Arc::new(device);
+        poller.add(&*device, Token::Tun, Trigger::Level).map_err(system("wait for the TUN device"))?;
+        let sink = TunSink { device: Arc::clone(&device) };
+        let mut udp = Udp::new(&config.limits, policy.clone(), Arc::clone(&poller));
+        let mut tcp_listeners = Vec::with_capacity(listeners.sockets.len());
+        for (index, listener) in listeners.sockets.into_iter().enumerate() {
+            let index = index as u32;
+            let added = match listener.bound.protocol {
+                Protocol::Tcp => {
+                    let added = poller.add(&listener.socket, Token::Listener(index), Trigger::Edge);
+                    tcp_listeners.push(Some(PublishedTcp {
+                        socket: listener.socket.into(),
+                        bound: listener.bound,
+                        may_have_clients: false,
+                    }));
+                    added
+                }
+                Protocol::Udp => {
+                    tcp_listeners.push(None);
+                    udp.publish(index, listener.socket, &listener.bound)
+                }
+            };
+            added.map_err(system("wait for a published port"))?;
+        }
+        let mut link = Transmitter::new(sink, features, mtu_bytes);
+        Ok(Self {
+            tcp: Tcp::new(&mut link, config.limits, Random::new().next_u64()),
+            link,
+            device,
+            device_open: true,
+            host: KernelHost::new(Arc::clone(&poller), policy.clone()),
+            udp,
+            dns: Dns::new(&config, Arc::clone(&poller)),
+            icmp: Icmp::new(),
+            listeners: tcp_listeners,
+            started: Instant::now(),
+            receive: vec![0; VNET_HEADER_BYTES + PACKET_BYTES_MAX].into(),
+            poller,
+            policy,
+        })
+    }
+
+    /// Runs until `stop` (an eventfd, a pipe, a socket) is readable or hung up.
+    ///
+    /// # Errors
+    /// [`GatewayError::System`] if epoll fails, which no packet can bring about.
+    #[expect(clippy::needless_pass_by_value, reason = "it must stay open for as long as the gateway runs")]
+    pub fn run(mut self, stop: OwnedFd) -> Result<(), GatewayError> {
+        self.poller.add(&stop, Token::Stop, Trigger::Level).map_err(system("wait for the order to stop"))?;
+        let mut events = Vec::new();
+        loop {
+            let timeout_ms = self.timeout_ms();
+            events.clear();
+            self.poller.wait(&mut events, timeout_ms).map_err(system("wait for events"))?;
+            if events.iter().any(|event| event.token == Token::Stop) {
+                return Ok(());
+            }
+            self.turn(&events);
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now::from_micros(self.started.elapsed().as_micros() as u64)
+    }
+
+    /// How long the next wait may take: not at all while there is work.
+    fn timeout_ms(&self) -> Option<u64> {
+        let clients_wait =
+            || self.listeners.iter().flatten().any(|l| l.may_have_clients) && self.tcp.may_accept();
+        if self.tcp.has_work() || clients_wait() {
+            return Some(0);
+        }
+        let deadlines = [self.tcp.next_deadline(), self.udp.next_deadline(), self.dns.next_deadline()];
+        let first = deadlines.into_iter().flatten().min()?;
+        Some(first.saturating_sub(self.now().tick()))
+    }
+
+    fn turn(&mut self, events: &[Event]) {
+        let now = self.now();
+        for event in events {
+            self.event(now, event);
+        }
+        self.accept_clients(now);
+        self.tcp.expire(now);
+        self.tcp.serve(&mut self.link, now);
+        self.serve_name_conversations(now);
+        self.udp.expire(now.tick());
+        for reply in self.dns.expire(now.tick()) {
+            self.reply(now, reply);
+        }
+    }
+
+    fn event(&mut self, now: Now, event: &Event) {
+        match event.token {
+            Token::Stop => {}
+            Token::Tun => self.read_device(now),
+            Token::Flow(id) => self.tcp.ready(&mut self.link, now, id, event.readiness),
+            Token::Udp(id) => self.udp.mapping_ready(&mut self.link, now.tick(), id),
+            Token::Listener(index) => {
+                if let Some(Some(listener)) = self.listeners.get_mut(index as usize) {
+                    listener.may_have_clients = true;
+                } else {
+                    self.udp.published_ready(&mut self.link, now.tick(), index);
+                }
+            }
+            Token::Dns(id) => {
+                if let Some(reply) = self.dns.ready(now.tick(), id, event.readiness) {
+                    self.reply(now, reply);
+                }
+            }
+            Token::Ping(_) => {}
+        }
+    }
+
+    /// Reads packets from the device, up to the turn's share.
+    fn read_device(&mut self, now: Now) {
+        let mut buffer = std::mem::take(&mut self.receive);
+        let mut bytes = 0;
+        for _ in 0..PACKETS_PER_TURN {
+            match nix::unistd::read(&self.device, &mut buffer) {
+                Ok(length) => {
+                    bytes += length;
+                    self.packet(now, &buffer[..length]);
+                }
+                Err(nix::Error::EAGAIN | nix::Error::EINTR) => break,
+                Err(_) => {
+                    self.close_device();
+                    break;
+                }
+            }
+            if bytes >= BYTES_PER_TURN {
+                break;
+            }
+        }
+        self.receive = buffer;
+    }
+
+    /// The namespace is gone. There is nothing left to do but to wait for the order to stop.
+    fn close_device(&mut self) {
+        if self.device_open {
+            self.device_open = false;
+            // It is registered; should it not be, it tells of nothing either.
+            _ = self.poller.remove(&*self.device);
+        }
+    }
+
+    /// Takes one packet with its virtio-net header.
+    fn packet(&mut self, now: Now, frame: &[u8]) {
+        let Some(bytes) = frame.get(VNET_HEADER_BYTES..) else {
+            self.link.counters.malformed += 1;
+            return;
+        };
+        self.link.counters.packets_outward += 1;
+        self.link.counters.bytes_outward += bytes.len() as u64;
+        let Ok(packet) = frame::parse(bytes) else {
+            self.link.counters.malformed += 1;
+            return;
+        };
+        if !self.policy.is_inside(packet.source) {
+            self.link.counters.prohibited += 1;
+            return;
+        }
+        match packet.transport {
+            Transport::Tcp(segment) => {
+                self.tcp.segment(&mut self.host, &mut self.link, now, &packet, &segment);
+                for id in self.host.take_woken() {
+                    let connected = Readiness { readable: false, writable: true, hangup: false };
+                    self.tcp.ready(&mut self.link, now, id, connected);
+                }
+            }
+            Transport::Udp { source, destination, payload } => {
+                let key = packet.endpoints(source, destination);
+                self.datagram(now, &packet, key, payload, train_segment(frame));
+            }
+            Transport::Icmp(message) => {
+                self.icmp.message(&mut self.link, &self.policy, &packet, message);
+            }
+            Transport::Fragment(_) | Transport::Other(_) => self.link.counters.unforwardable += 1,
+        }
+    }
+
+    fn datagram(
+        &mut self,
+        now: Now,
+        packet: &Packet<'_>,
+        key: (SocketAddr, SocketAddr),
+        payload: &[u8],
+        segment_bytes: Option<usize>,
+    ) {
+        let (inside, outside) = key;
+        let to = match self.policy.judge(outside) {
+            Verdict::NameServer => {
+                self.link.counters.dns_queries += 1;
+                let server = outside;
+                let asker = Asker::Datagram { inside, server };
+                if let Some(reply) = self.dns.ask(now.tick(), asker, payload) {
+                    self.reply(now, reply);
+                }
+                return;
+            }
+            Verdict::Forward(to) => Some(to),
+            // A published port's client may look like the gateway.
+            Verdict::Nothing => None,
+            Verdict::Prohibited => {
+                self.link.counters.prohibited += 1;
+                self.undeliverable(packet, Unreachable::Prohibited);
+                return;
+            }
+        };
+        let sent = self.udp.send(&mut self.link, now.tick(), key, to, payload, segment_bytes);
+        match sent {
+            Ok(()) | Err(Undelivered::Lost) => {}
+            Err(Undelivered::Limited) => self.link.counters.limited += 1,
+            Err(Undelivered::Unreachable(why)) => self.undeliverable(packet, why),
+        }
+    }
+
+    /// Tells the inside. A missing port is the destination's own message, the rest the gateway's.
+    fn undeliverable(&mut self, packet: &Packet<'_>, why: Unreachable) {
+        let from = match why {
+            Unreachable::Port => packet.destination,
+            _ => self.policy.addresses().gateway_like(packet.destination),
+        };
+        self.link.unreachable(from, packet, why);
+    }
+
+    /// Delivers a name server's answer.
+    fn reply(&mut self, now: Now, reply: Reply) {
+        match reply.to {
+            Asker::Datagram { inside, server } => {
+                self.link.datagram(server, inside, &reply.message);
+            }
+            Asker::Conversation { flow, conversation } => {
+                lock(&conversation).answer(&reply.message);
+                let readable = Readiness { readable: true, writable: true, hangup: false };
+                self.tcp.ready(&mut self.link, now, flow, readable);
+            }
+        }
+    }
+
+    /// Takes queries out of TCP conversations.
+    fn serve_name_conversations(&mut self, now: Now) {
+        let conversations = self.host.conversations().to_vec();
+        for (flow, conversation) in conversations {
+            loop {
+                let Some(query) = lock(&conversation).next_query() else {
+                    break;
+                };
+                self.link.counters.dns_queries += 1;
+                let asker = Asker::Conversation { flow, conversation: Arc::clone(&conversation) };
+                if let Some(reply) = self.dns.ask(now.tick(), asker, &query) {
+                    self.reply(now, reply);
+                }
+            }
+            let is_over = lock(&conversation).take_over();
+            if is_over {
+                let ended = Readiness { readable: true, writable: true, hangup: true };
+                self.tcp.ready(&mut self.link, now, flow, ended);
+            }
+        }
+    }
+
+    /// Takes on clients of published ports, as long as the flow table wants more.
+    fn accept_clients(&mut self, now: Now) {
+        for place in 0..self.listeners.len() {
+            for _ in 0..ACCEPTS_PER_TURN {
+                let Some(Some(listener)) = self.listeners.get_mut(place) else {
+                    break;
+                };
+                if !listener.may_have_clients || !self.tcp.may_accept() {
+                    break;
+                }
+                let container_port = listener.bound.container_port;
+                match listener.socket.accept() {
+                    Ok((socket, client)) => self.take_client(now, socket, client, container_port),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        listener.may_have_clients = false;
+                    }
+                    // This client is gone again, or there are no descriptors left: others, or
+                    // the next turn.
+                    Err(_) => break,
+                }
+            }
+        }
+    }
+
+    /// Opens the inner connection of a client. One that cannot be served is reset.
+    fn take_client(&mut self, now: Now, socket: TcpStream, client: SocketAddr, port: u16) {
+        let addresses = self.policy.addresses();
+        let outside = self.policy.source_inside(client);
+        let key = FlowKey { inside: SocketAddr::new(addresses.container_like(outside.ip()), port), outside };
+        // Most servers inside listen on IPv4 only, while clients try IPv6 first and do not fall
+        // back from a reset.
+        let fallback = outside.is_ipv6().then(|| FlowKey {
+            inside: SocketAddr::new(addresses.v4.container.into(), port),
+            outside: SocketAddr::new(addresses.v4.gateway.into(), client.port()),
+        });
+        let host = &self.host;
+        let taken = self.tcp.publish(now, key, fallback, |id| {
+            socket.set_nonblocking(true)?;
+            host.adopt(id, socket)
+        });
+        if taken.is_err() {
+            self.link.counters.limited += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_can_be_made_in_one_thread_and_run_in_another() {
+        fn is_send<T: Send>() {}
+        is_send::<Gateway>();
+    }
+}

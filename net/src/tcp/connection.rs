@@ -1,0 +1,391 @@
+//! One flow's two connections, joined: moves bytes, ends and resets between them.
+
+use std::io;
+
+use smoltcp::iface::{Interface, PollResult};
+use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, State};
+use smoltcp::time::Duration;
+
+use super::{FlowKey, Readiness, Stream, segment_of};
+use crate::clock::{self, Now, tick_at_or_after};
+use crate::device::{FrameSink, Transmitter};
+use crate::frame::Segment;
+use crate::sys::ring::{Arena, RingSocket};
+use crate::wheel::Tick;
+
+/// Long enough that a reply usually carries the acknowledgement, short enough that a sender that
+/// waits for it is not held up.
+const ACK_DELAY: Duration = Duration::from_millis(1);
+
+/// How long the inside may leave a handshake unfinished.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// After this long without traffic the pages of empty rings go back to the system.
+const IDLE_MS: Tick = 1_000;
+
+/// Bytes that one flow may move each way in one turn, so that the others get theirs.
+const TURN_BYTES: usize = 2 << 20;
+
+/// Bytes that are read from the host before the socket is let send: they are still in the cache
+/// when they are copied.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// The MSS of a peer that names none (RFC 9293, 3.7.1), and the least that smoltcp believes.
+const SEGMENT_DEFAULT: u16 = 536;
+const SEGMENT_MIN: u16 = 48;
+
+/// What becomes of a connection after it was served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// There is more to do at once.
+    Again,
+    /// Nothing until a packet, an event, or this tick.
+    Wait(Option<Tick>),
+    /// The inner connection is no more.
+    Ended,
+}
+
+pub(super) struct Connection<S> {
+    socket: RingSocket,
+    stream: S,
+    /// The MSS that the inside announced.
+    peer_segment: usize,
+    readiness: Readiness,
+    /// The host's end was read; the inner connection's sending half is closed.
+    host_ended: bool,
+    /// The inside's end was passed on.
+    host_told: bool,
+    /// The outer connection failed.
+    host_failed: bool,
+    /// The inside has not completed the handshake yet.
+    handshaking: bool,
+    /// The sequence number after the last byte that the inside sent, and the last one
+    /// acknowledged to it: they differ while something is missing before it.
+    received_up_to: Option<u32>,
+    acknowledged: Option<u32>,
+    /// The rings may have pages.
+    has_pages: bool,
+    last_active: Tick,
+}
+
+impl<S: Stream> Connection<S> {
+    /// The inner connection of a SYN, whose stream is connected.
+    #[expect(clippy::too_many_arguments, reason = "the table's parts, borrowed one by one")]
+    pub(super) fn accept<F: FrameSink>(
+        interface: &mut Interface,
+        arena: &Arena,
+        ring_bytes: usize,
+        link: &mut Transmitter<F>,
+        now: Now,
+        key: FlowKey,
+        syn: &[u8],
+        stream: S,
+    ) -> io::Result<Self> {
+        let mut this = Self::new(arena, ring_bytes, now, stream)?;
+        let listening = this.socket.with(|socket| {
+            configure(socket);
+            socket.listen(key.outside)
+        });
+        let segment = segment_of(syn);
+        let (Ok(()), Some(segment)) = (listening, segment) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        clock::set_timestamp(now);
+        this.receive(interface, link, now, syn, &segment);
+        Ok(this)
+    }
+
+    /// An inner connection from `key.outside` to `key.inside`.
+    pub(super) fn connect(
+        interface: &mut Interface,
+        arena: &Arena,
+        ring_bytes: usize,
+        now: Now,
+        key: FlowKey,
+        stream: S,
+    ) -> io::Result<Self> {
+        let mut this = Self::new(arena, ring_bytes, now, stream)?;
+        let connecting = this.socket.with(|socket| {
+            configure(socket);
+            socket.connect(interface.context(), key.inside, key.outside)
+        });
+        connecting.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Ok(this)
+    }
+
+    fn new(arena: &Arena, ring_bytes: usize, now: Now, stream: S) -> io::Result<Self> {
+        Ok(Self {
+            socket: RingSocket::new(arena, ring_bytes)?,
+            stream,
+            peer_segment: usize::from(SEGMENT_DEFAULT),
+            readiness: Readiness::default(),
+            host_ended: false,
+            host_told: false,
+            host_failed: false,
+            handshaking: true,
+            received_up_to: None,
+            acknowledged: None,
+            has_pages: false,
+            last_active: now.tick(),
+        })
+    }
+
+    /// Notes what the host's kernel says.
+    pub(super) fn ready(&mut self, readiness: Readiness) {
+        self.readiness.readable |= readiness.readable;
+        self.readiness.writable |= readiness.writable;
+        self.readiness.hangup |= readiness.hangup;
+    }
+
+    /// Gives the socket a segment from inside.
+    pub(super) fn receive<F: FrameSink>(
+        &mut self,
+        interface: &mut Interface,
+        link: &mut Transmitter<F>,
+        now: Now,
+        packet: &[u8],
+        segment: &Segment,
+    ) {
+        if segment.syn {
+            self.peer_segment = match segment.maximum_segment {
+                None | Some(0) => usize::from(SEGMENT_DEFAULT),
+                Some(announced) => usize::from(announced.max(SEGMENT_MIN)),
+            };
+        }
+        let end = segment.sequence.wrapping_add(segment.length);
+        let is_newer = |old: u32| (end.wrapping_sub(old) as i32) > 0;
+        if self.received_up_to.is_none_or(is_newer) {
+            self.received_up_to = Some(end);
+        }
+        self.active(now);
+        link.begin_flow(self.peer_segment);
+        self.socket
+            .with_set(|set| interface.poll_ingress_single(now.instant(), &mut link.port(Some(packet)), set));
+        self.note_acknowledged(link);
+    }
+
+    /// Whether the inside has completed the handshake.
+    pub(super) fn is_established(&self) -> bool {
+        !self.handshaking
+    }
+
+    fn note_established(&mut self) {
+        if !self.handshaking {
+            return;
+        }
+        self.handshaking = self.socket.with(|socket| {
+            let open = !matches!(
+                socket.state(),
+                State::Listen | State::SynSent | State::SynReceived | State::Closed
+            );
+            if open {
+                // From here on a container that is paused may be silent for as long as it likes.
+                socket.set_timeout(None);
+            }
+            !open
+        });
+    }
+
+    /// Moves what can be moved, lets the socket send, and says when to come back.
+    pub(super) fn serve<F: FrameSink>(
+        &mut self,
+        interface: &mut Interface,
+        link: &mut Transmitter<F>,
+        now: Now,
+    ) -> Fate {
+        self.note_established();
+        let mut moved = 0;
+        loop {
+            let outward = self.move_outward();
+            let inward = self.move_inward();
+            if outward + inward > 0 {
+                self.active(now);
+            }
+            self.send(interface, link, now);
+            moved += outward + inward;
+            if outward + inward == 0 {
+                break;
+            }
+            if moved >= TURN_BYTES {
+                return Fate::Again;
+            }
+        }
+        if self.has_ended() {
+            return Fate::Ended;
+        }
+        let idle_at = self.give_back_when_idle(now);
+        let poll_at = self.socket.with_set(|set| interface.poll_at(now.instant(), set)).map(tick_at_or_after);
+        Fate::Wait([idle_at, poll_at].into_iter().flatten().min())
+    }
+
+    /// From the inside to the host. Returns how many bytes went.
+    fn move_outward(&mut self) -> usize {
+        let mut moved = 0;
+        while !self.host_told && !self.host_failed {
+            let (queued, state) = self.socket.with(|socket| (socket.recv_queue(), socket.state()));
+            if queued > 0 && !self.readiness.writable {
+                break;
+            }
+            if queued == 0 && matches!(state, State::Listen | State::SynSent | State::SynReceived) {
+                break;
+            }
+            let stream = &mut self.stream;
+            let written = self.socket.with(|socket| {
+                socket.recv(|bytes| {
+                    if bytes.is_empty() {
+                        return (0, Ok(0));
+                    }
+                    let written = stream.write(bytes);
+                    (written.as_ref().map_or(0, |&count| count), written)
+                })
+            });
+            match written {
+                Ok(Ok(0)) => break,
+                Ok(Ok(count)) => moved += count,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readiness.writable = false;
+                    break;
+                }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(_)) => {
+                    self.fail();
+                    break;
+                }
+                Err(RecvError::Finished) => {
+                    self.stream.shutdown_write();
+                    self.host_told = true;
+                }
+                // Reset from inside, or not open: `has_ended` sees to it.
+                Err(RecvError::InvalidState) => break,
+            }
+        }
+        moved
+    }
+
+    /// From the host to the inside, up to [`CHUNK_BYTES`]. Returns how many bytes went.
+    fn move_inward(&mut self) -> usize {
+        let mut moved = 0;
+        while moved < CHUNK_BYTES && self.readiness.readable && !self.host_ended && !self.host_failed {
+            if !self.socket.with(|socket| socket.can_send()) {
+                break;
+            }
+            let (stream, hangup) = (&mut self.stream, self.readiness.hangup);
+            let outcome = self.socket.with(|socket| {
+                socket.send(|room| {
+                    let length = room.len().min(CHUNK_BYTES);
+                    let read = stream.read(&mut room[..length]);
+                    let short = matches!(read, Ok(count) if count < length);
+                    (read.as_ref().map_or(0, |&count| count), (read, short))
+                })
+            });
+            match outcome {
+                Ok((Ok(0), _)) => {
+                    self.host_ended = true;
+                    self.socket.with(|socket| {
+                        socket.close();
+                    });
+                }
+                Ok((Ok(count), short)) => {
+                    moved += count;
+                    // A short read has emptied the socket, unless an end came with the data: an
+                    // edge-triggered event would not tell of it again.
+                    if short && !hangup {
+                        self.readiness.readable = false;
+                    }
+                }
+                Ok((Err(error), _)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readiness.readable = false;
+                }
+                Ok((Err(error), _)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok((Err(_), _)) => self.fail(),
+                Err(_) => break,
+            }
+        }
+        moved
+    }
+
+    /// The outer connection is broken: the inside is told with RST.
+    fn fail(&mut self) {
+        self.host_failed = true;
+        self.socket.with(|socket| {
+            socket.abort();
+        });
+    }
+
+    /// Sends all that the socket has to send.
+    fn send<F: FrameSink>(&mut self, interface: &mut Interface, link: &mut Transmitter<F>, now: Now) {
+        link.begin_flow(self.peer_segment);
+        self.socket.with_set(|set| {
+            while interface.poll_egress(now.instant(), &mut link.port(None), set)
+                == PollResult::SocketStateChanged
+            {}
+        });
+        self.note_acknowledged(link);
+    }
+
+    fn note_acknowledged<F: FrameSink>(&mut self, link: &Transmitter<F>) {
+        if let Some(acknowledged) = link.acknowledged() {
+            self.acknowledged = Some(acknowledged);
+        }
+    }
+
+    /// Whether nothing is left to do for the inner connection.
+    fn has_ended(&mut self) -> bool {
+        let (state, queued) = self.socket.with(|socket| (socket.state(), socket.recv_queue()));
+        match state {
+            // A reset while the handshake was under way.
+            State::Listen => true,
+            // Both ends were exchanged, or there was a reset; what came before an end is still
+            // to be written.
+            State::Closed => queued == 0 || self.host_failed,
+            State::TimeWait => self.host_told || self.host_failed,
+            _ => false,
+        }
+    }
+
+    fn active(&mut self, now: Now) {
+        self.has_pages = true;
+        self.last_active = now.tick();
+    }
+
+    /// Returns when to look again, if the rings may still have pages then.
+    fn give_back_when_idle(&mut self, now: Now) -> Option<Tick> {
+        if !self.has_pages {
+            return None;
+        }
+        let idle_at = self.last_active + IDLE_MS;
+        if now.tick() < idle_at {
+            return Some(idle_at);
+        }
+        // What is held out of order does not show in the socket's queues.
+        let is_whole = self.received_up_to == self.acknowledged;
+        if is_whole && self.socket.discard_empty() {
+            self.has_pages = false;
+        }
+        None
+    }
+
+    /// Ends the outer connection as the inner one ended.
+    pub(super) fn finish(mut self) {
+        if !(self.host_ended && self.host_told) {
+            self.stream.reset();
+        }
+    }
+
+    /// Takes the stream back from an inner connection that was refused.
+    pub(super) fn into_stream(self) -> (S, Readiness) {
+        (self.stream, self.readiness)
+    }
+}
+
+fn configure(socket: &mut Socket<'_>) {
+    // Nothing is lost or late between here and the inside but what the inside has no room for,
+    // and that the window says.
+    socket.set_congestion_control(CongestionControl::None);
+    socket.set_nagle_enabled(false);
+    socket.set_ack_delay(Some(ACK_DELAY));
+    socket.set_timeout(Some(HANDSHAKE_TIMEOUT));
+    // Always: without time stamps, the kernel inside answers a SYN to a port that is in TIME-WAIT
+    // with an ACK, and the connection starts a second late.
+    socket.set_tsval_generator(Some(clock::timestamp));
+}
