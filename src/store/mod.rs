@@ -45,6 +45,7 @@ use crate::id::Digest;
 
 mod catalog;
 mod collect;
+pub mod containers;
 mod content;
 mod lock;
 mod staging;
