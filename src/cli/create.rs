@@ -12,8 +12,8 @@ use crate::id::{ContainerId, Name};
 use crate::image;
 use crate::plan::{self, BuildFacts, HostRoot, NetworkMode, RunRequest};
 use crate::sandbox::idmap::{Facts, choose};
-use crate::store::{Store, VolumeMeta};
 use crate::store::containers::{self, Containers, RECORD_VERSION, Record};
+use crate::store::{Store, VolumeMeta};
 use crate::supervisor::Saved;
 use crate::sys;
 
@@ -43,7 +43,8 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
     let store = Store::open(&ctx.root)?;
     let containers = Containers::new(&ctx.root);
     sweep(&containers);
-    let resolved = image::resolve(&store, &request.image, pull_policy(request.pull)).map_err(super::images::resolve_error)?;
+    let resolved = image::resolve(&store, &request.image, pull_policy(request.pull))
+        .map_err(super::images::resolve_error)?;
     let id = ContainerId::from_random(&sys::process::random_bytes()?);
     let name = match &request.name {
         Some(name) => name.clone(),
@@ -59,7 +60,9 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
         id: id.clone(),
         uid_count: maps.uid_count(),
         gid_count: maps.gid_count(),
-        host_name: nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+        host_name: nix::unistd::gethostname()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default(),
         peer_host_name: peer.as_ref().map(|record| record.id.short().to_owned()),
         host_root: matches!(resolved.root, image::RootSource::Host)
             .then(|| HostRoot { working_dir: working_directory.clone() }),
@@ -83,7 +86,12 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
         command: plan.spec.process().as_ref().and_then(|process| process.args().clone()).unwrap_or_default(),
         labels: plan.labels.clone(),
         volumes: plan.volumes.iter().map(|volume| volume.name.clone()).collect(),
-        anonymous_volumes: plan.volumes.iter().filter(|volume| volume.anonymous).map(|volume| volume.name.clone()).collect(),
+        anonymous_volumes: plan
+            .volumes
+            .iter()
+            .filter(|volume| volume.anonymous)
+            .map(|volume| volume.name.clone())
+            .collect(),
         local_dir,
         machine_id: containers::machine_id(),
     };
@@ -152,8 +160,11 @@ fn check_bind_sources(plan: &plan::ContainerPlan) -> Result<(), CliError> {
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && source.create => {
                 fs::create_dir_all(path).map_err(|error| {
-                    CliError::new(format!("error while creating mount source path '{}': {error}", path.display()))
-                        .with_exit(Exit::Engine)
+                    CliError::new(format!(
+                        "error while creating mount source path '{}': {error}",
+                        path.display()
+                    ))
+                    .with_exit(Exit::Engine)
                 })?;
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -164,8 +175,11 @@ fn check_bind_sources(plan: &plan::ContainerPlan) -> Result<(), CliError> {
                 .with_exit(Exit::Engine));
             }
             Err(error) => {
-                return Err(CliError::new(format!("cannot use {} for a bind mount: {error}", path.display()))
-                    .with_exit(Exit::Engine));
+                return Err(CliError::new(format!(
+                    "cannot use {} for a bind mount: {error}",
+                    path.display()
+                ))
+                .with_exit(Exit::Engine));
             }
         }
     }

@@ -54,7 +54,7 @@ pub struct Args {
 ///
 /// # Errors
 /// No such container, not running: 1; 126 and 127 for the command's; 125 for the engine's.
-pub fn run(ctx: &Context, args: Args) -> Outcome {
+pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let containers = Containers::new(&ctx.root);
     let record = containers.find(&args.container)?;
     let state = running(&containers, &record)?;
@@ -64,7 +64,7 @@ pub fn run(ctx: &Context, args: Args) -> Outcome {
     if args.tty && args.interactive && !args.detach && !std::io::stdin().is_terminal() {
         return Err(CliError::new("the input device is not a TTY"));
     }
-    let process = process(&args, &saved)?;
+    let process = process(args, &saved)?;
     let request = ExecRequest {
         process,
         user: args.user.clone(),
@@ -72,13 +72,18 @@ pub fn run(ctx: &Context, args: Args) -> Outcome {
         size: if args.tty { own_size() } else { None },
     };
     let request = Request::Exec(Box::new(request));
-    let ends = if args.tty { Ends::terminal(&client, &request)? } else { Ends::pipes(&client, &request, args.interactive && !args.detach)? };
+    let ends = if args.tty {
+        Ends::terminal(&client, &request)?
+    } else {
+        Ends::pipes(&client, &request, args.interactive && !args.detach)?
+    };
     match client.receive()? {
         Some(Reply::Started { .. }) => {}
         Some(Reply::Failed(failure)) => return Err(failed(&failure)),
         Some(Reply::Refused(what)) => return Err(CliError::new(what)),
         Some(Reply::Ok | Reply::Exited { .. }) | None => {
-            return Err(CliError::new("the container ended before the command was started").with_exit(Exit::Container(137)));
+            return Err(CliError::new("the container ended before the command was started")
+                .with_exit(Exit::Container(137)));
         }
     }
     if args.detach {
@@ -105,7 +110,8 @@ fn process(args: &Args, saved: &Saved) -> Result<Process, CliError> {
     process.set_args(Some(args.command.clone())).set_terminal(Some(args.tty)).set_env(Some(env));
     if let Some(dir) = &args.workdir {
         if !dir.is_absolute() {
-            return Err(CliError::new(format!("Cwd must be an absolute path, not {:?}", dir.display())).with_exit(Exit::NotExecutable));
+            return Err(CliError::new(format!("Cwd must be an absolute path, not {:?}", dir.display()))
+                .with_exit(Exit::NotExecutable));
         }
         process.set_cwd(dir.clone());
     }
@@ -149,7 +155,11 @@ impl Ends {
             Self::Pipes { stdin, outputs } => Ok(Channel::Pipes { stdin, outputs }),
             Self::Terminal(socket) => {
                 let mut byte = [0];
-                let (_, mut fds) = sys::fd::receive_with_fds(socket.as_fd(), &mut byte, nix::sys::socket::MsgFlags::empty())?;
+                let (_, mut fds) = sys::fd::receive_with_fds(
+                    socket.as_fd(),
+                    &mut byte,
+                    nix::sys::socket::MsgFlags::empty(),
+                )?;
                 fds.pop().map(Channel::Master).ok_or_else(|| CliError::new("the process has no terminal"))
             }
         }

@@ -47,7 +47,11 @@ fn gather(ctx: &Context) -> Result<Value, CliError> {
     let maps = choose(&Facts::gather(), None);
     let (ids, reason) = match &maps.method {
         Method::Helpers { .. } => ("subordinate ids, by newuidmap".to_owned(), String::new()),
-        Method::Direct => ("direct, started by root: the container's root is root outside too, without its privilege".to_owned(), String::new()),
+        Method::Direct => (
+            "direct, started by root: the container's root is root outside too, without its privilege"
+                .to_owned(),
+            String::new(),
+        ),
         Method::SingleId { reason } => ("one id".to_owned(), reason.clone()),
     };
     let uname = nix::sys::utsname::uname()?;
@@ -83,7 +87,7 @@ fn gather(ctx: &Context) -> Result<Value, CliError> {
             "Limits": "memory, CPU and pids limits are not enforced: cgroups are not delegated to this version",
             "PingGroupRange": setting("/proc/sys/net/ipv4/ping_group_range"),
             "UnprivilegedPortStart": setting("/proc/sys/net/ipv4/ip_unprivileged_port_start"),
-            "SocketDirectory": crate::supervisor::socket_dir().map(|dir| dir.display().to_string()).unwrap_or_else(|error| error.to_string()),
+            "SocketDirectory": crate::supervisor::socket_dir().map_or_else(|error| error.to_string(), |dir| dir.display().to_string()),
         },
     }))
 }
@@ -98,7 +102,9 @@ const HYBRID_LIMITS: [&str; 3] = [
 fn device(path: &str) -> String {
     match fs::OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => "usable".into(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => format!("missing: load its kernel module ({path})"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            format!("missing: load its kernel module ({path})")
+        }
         Err(error) => format!("closed ({error}): ask for `chmod 0666 {path}`"),
     }
 }

@@ -213,9 +213,8 @@ fn host_config(saved: &Saved, linux: &oci_spec::runtime::Linux) -> Value {
             crate::plan::HostPort::FirstFree(first, last) => format!("{first}-{last}"),
         };
         let binding = json!({ "HostIp": port.host_ip.map(|ip| ip.to_string()).unwrap_or_default(), "HostPort": host_port });
-        match bindings.entry(key).or_insert_with(|| json!([])) {
-            Value::Array(list) => list.push(binding),
-            _ => {}
+        if let Value::Array(list) = bindings.entry(key).or_insert_with(|| json!([])) {
+            list.push(binding);
         }
     }
     let binds: Vec<String> = plan
@@ -240,8 +239,8 @@ fn host_config(saved: &Saved, linux: &oci_spec::runtime::Linux) -> Value {
         "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
         "AutoRemove": plan.auto_remove,
         "VolumesFrom": Value::Null,
-        "CapAdd": words(request.security.cap_add.iter().map(capability_name).collect()),
-        "CapDrop": words(request.security.cap_drop.iter().map(capability_name).collect()),
+        "CapAdd": words(request.security.cap_add.iter().copied().map(capability_name).collect()),
+        "CapDrop": words(request.security.cap_drop.iter().copied().map(capability_name).collect()),
         "Dns": plan.network.dns,
         "DnsOptions": plan.network.dns_options,
         "DnsSearch": plan.network.dns_search,
@@ -295,7 +294,8 @@ fn network_settings(state: Option<&State>, saved: &Saved) -> Value {
             }
         }
     }
-    let address = state.and_then(|state| state.address).map(|address| address.to_string()).unwrap_or_default();
+    let address =
+        state.and_then(|state| state.address).map(|address| address.to_string()).unwrap_or_default();
     json!({ "Ports": ports, "IPAddress": address, "Networks": { network_name(saved): { "IPAddress": address } } })
 }
 
@@ -324,7 +324,7 @@ pub fn network_name(saved: &Saved) -> String {
     }
 }
 
-fn capability_name(name: &CapabilityName) -> String {
+fn capability_name(name: CapabilityName) -> String {
     match name {
         CapabilityName::All => "ALL".into(),
         CapabilityName::One(capability) => capability.to_string(),

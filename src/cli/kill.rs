@@ -26,8 +26,12 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let signal = signal::parse(&args.signal)?;
     each(&args.containers, |reference| {
         let record = containers.find(reference)?;
-        let not_running =
-            || CliError::new(format!("cannot kill container: {reference}: container {} is not running", record.id));
+        let not_running = || {
+            CliError::new(format!(
+                "cannot kill container: {reference}: container {} is not running",
+                record.id
+            ))
+        };
         let client = reach(&containers, &record)?.ok_or_else(not_running)?;
         if signal == libc::SIGKILL {
             client.send(&Request::Stop { signal, timeout_s: 0 }, &[])?;

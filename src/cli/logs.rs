@@ -45,9 +45,9 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let containers = Containers::new(&ctx.root);
     let record = containers.find(&args.container)?;
     let time = |flag: &str, text: &Option<String>| match text {
-        Some(text) => super::until(text)
-            .map(Some)
-            .ok_or_else(|| CliError::new(format!("invalid value for {flag:?}: {text:?} is neither a time nor a duration"))),
+        Some(text) => super::until(text).map(Some).ok_or_else(|| {
+            CliError::new(format!("invalid value for {flag:?}: {text:?} is neither a time nor a duration"))
+        }),
         None => Ok(None),
     };
     let (since, until) = (time("since", &args.since)?, time("until", &args.until)?);
@@ -55,7 +55,9 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         "all" => None,
         text if text.starts_with('-') => None, // as Docker: a negative number means all
         text => Some(text.parse::<usize>().map_err(|_| {
-            CliError::new(format!("invalid value for \"tail\": {text:?} is not a number of lines, nor \"all\""))
+            CliError::new(format!(
+                "invalid value for \"tail\": {text:?} is not a number of lines, nor \"all\""
+            ))
         })?),
     };
     let path = containers.path(&record.id).join("log");
@@ -63,7 +65,11 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         since.is_none_or(|since| entry.time >= since) && until.is_none_or(|until| entry.time <= until)
     };
     let Ok(file) = File::open(&path) else {
-        return if args.follow { follow(&containers, &record.id, &path, None, args, &wanted) } else { Ok(Exit::Success) };
+        return if args.follow {
+            follow(&containers, &record.id, &path, None, args, &wanted)
+        } else {
+            Ok(Exit::Success)
+        };
     };
     let mut reader = BufReader::new(file);
     let mut kept: VecDeque<Entry> = VecDeque::new();

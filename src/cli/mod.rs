@@ -200,7 +200,9 @@ fn data_root(flag: Option<PathBuf>) -> Result<PathBuf, CliError> {
     let root = flag
         .or_else(|| variable("HOSTEL_ROOT"))
         .or_else(|| variable("XDG_DATA_HOME").filter(|dir| dir.is_absolute()).map(|dir| dir.join("hostel")))
-        .or_else(|| variable("HOME").filter(|dir| dir.is_absolute()).map(|dir| dir.join(".local/share/hostel")))
+        .or_else(|| {
+            variable("HOME").filter(|dir| dir.is_absolute()).map(|dir| dir.join(".local/share/hostel"))
+        })
         .ok_or_else(|| {
             CliError::new("there is no place for images and containers: HOME is not set")
                 .with_hint("set HOME, or name a directory with --root")
@@ -218,7 +220,7 @@ fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
         Verb::Kill(args) => kill::run(ctx, &args),
         Verb::Rm(args) => rm::run(ctx, &args),
         Verb::Ps(args) => ps::run(ctx, &args),
-        Verb::Exec(args) => exec::run(ctx, args),
+        Verb::Exec(args) => exec::run(ctx, &args),
         Verb::Attach(args) => attach::run(ctx, &args),
         Verb::Logs(args) => logs::run(ctx, &args),
         Verb::Wait(args) => wait::run(ctx, &args),
@@ -272,7 +274,8 @@ fn until(text: &str) -> Option<Timestamp> {
         return jiff::tz::TimeZone::UTC.to_timestamp(date).ok();
     }
     if let Some((seconds, fraction)) = text.split_once('.').or(Some((text, "0")))
-        && let (Ok(seconds), true) = (seconds.parse::<i64>(), fraction.bytes().all(|byte| byte.is_ascii_digit()))
+        && let (Ok(seconds), true) =
+            (seconds.parse::<i64>(), fraction.bytes().all(|byte| byte.is_ascii_digit()))
     {
         return Timestamp::from_second(seconds).ok();
     }

@@ -33,9 +33,13 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     };
     let (number, protocol) = asked.split_once('/').unwrap_or((asked, "tcp"));
     let number: u16 = number.parse().map_err(|_| CliError::new(format!("invalid port '{asked}'")))?;
-    let found: Vec<_> = ports.into_iter().filter(|(inner, kind, ..)| *inner == number && kind == protocol).collect();
+    let found: Vec<_> =
+        ports.into_iter().filter(|(inner, kind, ..)| *inner == number && kind == protocol).collect();
     if found.is_empty() {
-        return Err(CliError::new(format!("no public port '{number}/{protocol}' published for {}", args.container)));
+        return Err(CliError::new(format!(
+            "no public port '{number}/{protocol}' published for {}",
+            args.container
+        )));
     }
     for (_, _, ip, port) in found {
         println!("{}", address(ip, port));

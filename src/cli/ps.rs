@@ -79,7 +79,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
             found.push((record, status));
         }
     }
-    found.sort_by(|(a, _), (b, _)| b.created.cmp(&a.created));
+    found.sort_by_key(|(record, _)| std::cmp::Reverse(record.created));
     found.truncate(last.unwrap_or(usize::MAX));
     if args.quiet {
         for (record, _) in &found {
@@ -87,7 +87,8 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         }
         return Ok(Exit::Success);
     }
-    let rows: Vec<Value> = found.iter().map(|(record, status)| row(record, status, &containers, args)).collect();
+    let rows: Vec<Value> =
+        found.iter().map(|(record, status)| row(record, status, &containers, args)).collect();
     let default = if args.size { WITH_SIZE } else { DEFAULT };
     print!("{}", Table { headings: HEADINGS, default }.render(&args.format, &rows)?);
     Ok(Exit::Success)
@@ -109,7 +110,10 @@ fn row(record: &Record, status: &Status, containers: &Containers, args: &Args) -
         .map(|saved| super::inspect::mount_names(&saved, args.no_trunc))
         .unwrap_or_default();
     let networks = match args.format.contains("Networks") || args.format == "json" {
-        true => containers.plan::<Saved>(&record.id).map(|saved| super::inspect::network_name(&saved)).unwrap_or_default(),
+        true => containers
+            .plan::<Saved>(&record.id)
+            .map(|saved| super::inspect::network_name(&saved))
+            .unwrap_or_default(),
         false => String::new(),
     };
     let labels: Vec<String> = record.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -177,16 +181,17 @@ pub fn ports(state: &State) -> String {
 pub fn size_on_disk(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     let Ok(meta) = std::fs::symlink_metadata(path) else { return 0 };
-    let below = match meta.is_dir() {
-        true => std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| size_on_disk(&entry.path())).sum(),
-        false => meta.blocks() * 512,
-    };
-    below
+    if !meta.is_dir() {
+        return meta.blocks() * 512;
+    }
+    std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| size_on_disk(&entry.path())).sum()
 }
 
 /// Filters of `ps`.
-const FILTERS: &[&str] =
-    &["id", "name", "label", "exited", "status", "ancestor", "before", "since", "volume", "network", "publish", "expose", "health", "is-task"];
+const FILTERS: &[&str] = &[
+    "id", "name", "label", "exited", "status", "ancestor", "before", "since", "volume", "network", "publish",
+    "expose", "health", "is-task",
+];
 
 /// `--filter key=value`, each key's values joined by or, keys by and.
 #[derive(Clone, Debug, Default)]
@@ -202,8 +207,10 @@ impl Filter {
             .iter()
             .map(|text| {
                 let (key, value) = text.split_once('=').ok_or_else(|| {
-                    CliError::new(format!("invalid argument {text:?} for \"-f, --filter\" flag: invalid filter '{text}'"))
-                        .with_exit(Exit::Engine)
+                    CliError::new(format!(
+                        "invalid argument {text:?} for \"-f, --filter\" flag: invalid filter '{text}'"
+                    ))
+                    .with_exit(Exit::Engine)
                 })?;
                 if !known.contains(&key) {
                     return Err(CliError::new(format!("invalid filter '{key}'")));
@@ -225,7 +232,9 @@ impl Filter {
             let mut values = self.0.iter().filter(|(other, _)| other == key);
             match key.as_str() {
                 // Labels have to be there all of them.
-                "label" | "label!" => values.all(|(_, value)| matches_one(key, value, record, status, containers)),
+                "label" | "label!" => {
+                    values.all(|(_, value)| matches_one(key, value, record, status, containers))
+                }
                 _ => values.any(|(_, value)| matches_one(key, value, record, status, containers)),
             }
         })
@@ -248,19 +257,32 @@ fn matches_one(key: &str, value: &str, record: &Record, status: &Status, contain
         "ancestor" => {
             record.image == value
                 || record.image.split(':').next() == Some(value)
-                || record.image_id.as_deref().is_some_and(|id| id.trim_start_matches("sha256:").starts_with(value.trim_start_matches("sha256:")) && !value.is_empty())
+                || record.image_id.as_deref().is_some_and(|id| {
+                    id.trim_start_matches("sha256:").starts_with(value.trim_start_matches("sha256:"))
+                        && !value.is_empty()
+                })
         }
         "before" => created(value).is_ok_and(|time| record.created < time),
         "since" => created(value).is_ok_and(|time| record.created > time),
         "until" => super::until(value).is_some_and(|time| record.created < time),
         "volume" => containers.plan::<Saved>(&record.id).is_ok_and(|saved| {
             record.volumes.iter().any(|name| name == value)
-                || saved.plan.spec.mounts().iter().flatten().any(|mount| mount.destination() == Path::new(value))
+                || saved
+                    .plan
+                    .spec
+                    .mounts()
+                    .iter()
+                    .flatten()
+                    .any(|mount| mount.destination() == Path::new(value))
         }),
-        "network" => containers.plan::<Saved>(&record.id).is_ok_and(|saved| super::inspect::network_name(&saved) == value),
+        "network" => containers
+            .plan::<Saved>(&record.id)
+            .is_ok_and(|saved| super::inspect::network_name(&saved) == value),
         "publish" | "expose" => containers.plan::<Saved>(&record.id).is_ok_and(|saved| {
             let (port, protocol) = value.split_once('/').unwrap_or((value, "tcp"));
-            let fits = |inner: u16, kind| port.parse() == Ok(inner) && super::inspect::protocol_name(kind) == protocol;
+            let fits = |inner: u16, kind| {
+                port.parse() == Ok(inner) && super::inspect::protocol_name(kind) == protocol
+            };
             if key == "publish" {
                 saved.plan.network.publish.iter().any(|port| fits(port.container_port, port.protocol))
             } else {

@@ -145,7 +145,9 @@ pub fn run(keeper: &Client, channel: Channel, options: &Options) -> io::Result<E
     let (to_container, outputs) = match channel {
         Channel::Stream(fd) => (Some(fd.try_clone()?), vec![(fd, Output::Frames)]),
         Channel::Master(fd) => (Some(fd.try_clone()?), vec![(fd, Output::Stdout)]),
-        Channel::Pipes { stdin, outputs: [out, err] } => (stdin, vec![(out, Output::Stdout), (err, Output::Stderr)]),
+        Channel::Pipes { stdin, outputs: [out, err] } => {
+            (stdin, vec![(out, Output::Stdout), (err, Output::Stderr)])
+        }
     };
     for fd in to_container.iter().chain(outputs.iter().map(|(fd, _)| fd)) {
         sys::fd::set_nonblocking(fd)?;
@@ -174,12 +176,14 @@ impl Relay<'_> {
     fn work(&mut self, signals: &SignalFd) -> io::Result<End> {
         loop {
             // The process's end and its last output come by different ways: both have to be here.
-            if self.outputs.is_empty() || matches!(self.end, Some(End::Failed(_) | End::Detached | End::Lost)) {
-                if let Some(end) = self.end.take() {
-                    return Ok(end);
-                }
+            let at_once = matches!(self.end, Some(End::Failed(_) | End::Detached | End::Lost));
+            if (self.outputs.is_empty() || at_once)
+                && let Some(end) = self.end.take()
+            {
+                return Ok(end);
             }
-            let mut wanted: Vec<(Token, BorrowedFd<'_>, PollFlags)> = vec![(Token::Signals, signals.as_fd(), PollFlags::POLLIN)];
+            let mut wanted: Vec<(Token, BorrowedFd<'_>, PollFlags)> =
+                vec![(Token::Signals, signals.as_fd(), PollFlags::POLLIN)];
             if self.end.is_none() {
                 wanted.push((Token::Keeper, self.keeper.as_fd(), PollFlags::POLLIN));
             }
@@ -244,7 +248,9 @@ impl Relay<'_> {
     }
 
     fn pass_size(&mut self) {
-        let Ok((rows, columns)) = sys::terminal::size(io::stdout().as_fd()).or_else(|_| sys::terminal::size(io::stdin().as_fd())) else {
+        let Ok((rows, columns)) =
+            sys::terminal::size(io::stdout().as_fd()).or_else(|_| sys::terminal::size(io::stdin().as_fd()))
+        else {
             return;
         };
         match self.outputs.first() {
@@ -366,7 +372,9 @@ impl Relay<'_> {
             Output::Frames => {
                 self.incoming.extend(bytes);
                 let mut used = 0;
-                while let Some((kind, range)) = stream::parse(&self.incoming[used..]).map_err(io::Error::other)? {
+                while let Some((kind, range)) =
+                    stream::parse(&self.incoming[used..]).map_err(io::Error::other)?
+                {
                     let payload = &self.incoming[used + range.start..used + range.end];
                     match kind {
                         Kind::Stderr => put(&mut io::stderr().lock(), payload)?,
@@ -417,7 +425,13 @@ mod tests {
 
     #[test]
     fn detach_keys_are_dockers() {
-        for (text, keys) in [("ctrl-p,ctrl-q", Some(vec![16, 17])), ("ctrl-@,x", Some(vec![0, b'x'])), ("", Some(vec![])), ("ctrl-1", None), ("ab", None)] {
+        for (text, keys) in [
+            ("ctrl-p,ctrl-q", Some(vec![16, 17])),
+            ("ctrl-@,x", Some(vec![0, b'x'])),
+            ("", Some(vec![])),
+            ("ctrl-1", None),
+            ("ab", None),
+        ] {
             assert_eq!(parse_detach_keys(text).ok(), keys, "{text}");
         }
     }

@@ -55,7 +55,12 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
 ///
 /// # Errors
 /// When it runs, or its files cannot be removed.
-pub fn remove_container(ctx: &Context, containers: &Containers, record: &Record, volumes: bool) -> Result<(), CliError> {
+pub fn remove_container(
+    ctx: &Context,
+    containers: &Containers,
+    record: &Record,
+    volumes: bool,
+) -> Result<(), CliError> {
     match lock(containers, record) {
         Ok(lock) => {
             let grave = match containers.unlink(record, &lock) {
@@ -63,8 +68,12 @@ pub fn remove_container(ctx: &Context, containers: &Containers, record: &Record,
                 other => other?,
             };
             let maps = choose(&Facts::gather(), None);
-            remove::tree(&grave, &maps)
-                .map_err(|error| CliError::new(format!("container {} is removed, but not all its files: {error}", record.id.short())))?;
+            remove::tree(&grave, &maps).map_err(|error| {
+                CliError::new(format!(
+                    "container {} is removed, but not all its files: {error}",
+                    record.id.short()
+                ))
+            })?;
         }
         // Gone by itself.
         Err(error) if containers.find(record.id.as_str()).is_err() && error.exit == Exit::Failure => {}

@@ -7,7 +7,7 @@ use super::relay::{self, Channel, End};
 use super::run_args::{Caller, RunArgs};
 use super::{CliError, Context, Exit, Outcome};
 use crate::plan::WriteMode;
-use crate::plan::request::{Stream, StdioRequest};
+use crate::plan::request::{StdioRequest, Stream};
 use crate::sandbox::{Failure, Stage};
 use crate::store::containers::{ContainerError, Containers, Lock, Record};
 use crate::supervisor::client::Client;
@@ -70,7 +70,9 @@ fn wanted(stdio: &StdioRequest) -> Attach {
 #[must_use]
 pub fn own_size() -> Option<(u16, u16)> {
     use std::os::fd::AsFd as _;
-    sys::terminal::size(std::io::stdout().as_fd()).or_else(|_| sys::terminal::size(std::io::stdin().as_fd())).ok()
+    sys::terminal::size(std::io::stdout().as_fd())
+        .or_else(|_| sys::terminal::size(std::io::stdin().as_fd()))
+        .ok()
 }
 
 /// How to attach, from what the flags said.
@@ -134,8 +136,8 @@ pub fn start(
 ) -> Result<(Client, Option<std::os::fd::OwnedFd>), CliError> {
     for attempt in 0.. {
         let lock = lock(containers, record)?;
-        let Launched { keeper, stream } = supervisor::launch(containers, record, &saved, lock, attach)
-            .map_err(|error| launch_error(error))?;
+        let Launched { keeper, stream } =
+            supervisor::launch(containers, record, &saved, lock, attach).map_err(launch_error)?;
         let keeper = Client::from_launch(keeper);
         match keeper.receive()? {
             Some(Reply::Started { .. }) => return Ok((keeper, stream)),

@@ -101,7 +101,10 @@ fn find(name: &str, search: &str) -> Staged<PathBuf> {
     }
     match denied {
         Some(errno) => Err(refused(name, errno)),
-        None => Err(Failure::plain(Stage::NotFound, format!("exec: {name:?}: executable file not found in $PATH"))),
+        None => Err(Failure::plain(
+            Stage::NotFound,
+            format!("exec: {name:?}: executable file not found in $PATH"),
+        )),
     }
 }
 
@@ -114,7 +117,8 @@ fn check(path: &Path) -> Result<(), Errno> {
 }
 
 fn refused(name: &str, errno: Errno) -> Failure {
-    let stage = if matches!(errno, Errno::ENOENT | Errno::ENOTDIR) { Stage::NotFound } else { Stage::NotExecutable };
+    let stage =
+        if matches!(errno, Errno::ENOENT | Errno::ENOTDIR) { Stage::NotFound } else { Stage::NotExecutable };
     let failure = Failure::plain(stage, format!("exec: {name:?}: {}", lower(errno.desc())));
     match errno {
         Errno::ENOEXEC => failure.hint("the file is for another architecture, or a script without a #! line"),

@@ -73,7 +73,9 @@ pub fn become_user(
 }
 
 fn convert(set: &Capabilities) -> CapsHashSet {
-    set.iter().filter_map(|capability| format!("CAP_{}", bare(*capability)).parse::<Capability>().ok()).collect()
+    set.iter()
+        .filter_map(|capability| format!("CAP_{}", bare(*capability)).parse::<Capability>().ok())
+        .collect()
 }
 
 /// The name without its prefix, whichever form the spec's type prints.
@@ -89,14 +91,21 @@ fn bare(capability: oci_spec::runtime::Capability) -> String {
 pub fn set_limits(process: &Process) -> Staged<()> {
     for limit in process.rlimits().iter().flatten() {
         let kind = limit.typ() as u32;
-        sys::process::set_rlimit(resource_number(limit.typ()), limit.soft(), limit.hard()).map_err(|errno| {
-            Failure::new(
-                Stage::Credentials,
-                format!("cannot set limit {:?} ({kind}) to {}:{}", limit.typ(), limit.soft(), limit.hard()),
-                errno,
-            )
-            .hint("a limit above the caller's own (see `ulimit -H`) needs privilege")
-        })?;
+        sys::process::set_rlimit(resource_number(limit.typ()), limit.soft(), limit.hard()).map_err(
+            |errno| {
+                Failure::new(
+                    Stage::Credentials,
+                    format!(
+                        "cannot set limit {:?} ({kind}) to {}:{}",
+                        limit.typ(),
+                        limit.soft(),
+                        limit.hard()
+                    ),
+                    errno,
+                )
+                .hint("a limit above the caller's own (see `ulimit -H`) needs privilege")
+            },
+        )?;
     }
     Ok(())
 }

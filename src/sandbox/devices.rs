@@ -58,13 +58,13 @@ fn bind_device(root: &Root, source: &Path, name: &Path) -> Result<(), Errno> {
 /// What could not be opened or bound.
 pub fn open_terminal(root: &Root, console: bool, owner_uid: u32) -> Staged<(OwnedFd, OwnedFd)> {
     let what = || "cannot open a terminal in the container's /dev/pts".to_owned();
-    let master = root
-        .open(Path::new("/dev/pts/ptmx"), libc::O_RDWR | libc::O_NOCTTY)
-        .during(Stage::Mounts, what)?;
+    let master =
+        root.open(Path::new("/dev/pts/ptmx"), libc::O_RDWR | libc::O_NOCTTY).during(Stage::Mounts, what)?;
     let peer = crate::sys::terminal::open_peer(master.as_fd()).during(Stage::Mounts, what)?;
     // The command's user has to own its terminal, or it could not open /dev/tty's name again.
     let owner = nix::unistd::Uid::from_raw(owner_uid);
-    nix::unistd::fchownat(&peer, "", Some(owner), None, AtFlags::AT_EMPTY_PATH).during(Stage::Mounts, what)?;
+    nix::unistd::fchownat(&peer, "", Some(owner), None, AtFlags::AT_EMPTY_PATH)
+        .during(Stage::Mounts, what)?;
     if console {
         let made = api::clone_tree(peer.as_fd(), false).during(Stage::Mounts, what)?;
         let point = root.mount_point(Path::new("/dev/console"), Target::File).during(Stage::Mounts, what)?;

@@ -44,14 +44,16 @@ pub struct Join<'a> {
 /// Runs in a child of the keeper's: enters the namespaces, makes the process that will be the
 /// keeper's own child (CLONE_PARENT, because only a child of an entered pid namespace is in it), and
 /// ends.
-pub fn run(join: Join<'_>) -> ! {
-    let result = enter(&join).and_then(|()| {
-        match sys::process::clone(0, true).during(Stage::Namespaces, || "cannot make a process in the container".into())? {
+pub fn run(join: &Join<'_>) -> ! {
+    let result = enter(join).and_then(|()| {
+        match sys::process::clone(0, true)
+            .during(Stage::Namespaces, || "cannot make a process in the container".into())?
+        {
             Fork::Parent(child) => {
                 let _ = sys::fd::send_with_fds(join.keeper.as_fd(), &child.pid.as_raw().to_ne_bytes(), &[]);
                 sys::process::exit_now(0)
             }
-            Fork::Child => start(&join).map(drop),
+            Fork::Child => start(join).map(drop),
         }
     });
     if let Err(failure) = result
@@ -65,9 +67,9 @@ pub fn run(join: Join<'_>) -> ! {
 
 fn enter(join: &Join<'_>) -> Staged<()> {
     let mut keep = vec![join.pidfd.as_raw_fd(), join.keeper.as_raw_fd()];
-    keep.extend(join.client.as_ref().map(|fd| fd.as_raw_fd()));
+    keep.extend(join.client.as_ref().map(std::os::fd::AsRawFd::as_raw_fd));
     if let Stdio::Pipes(pipes) = &join.stdio {
-        keep.extend(pipes.iter().map(|fd| fd.as_raw_fd()));
+        keep.extend(pipes.iter().map(std::os::fd::AsRawFd::as_raw_fd));
     }
     sys::process::set_name(c"hostel-exec");
     sys::fd::close_all_except(&keep);
@@ -86,7 +88,8 @@ fn start(join: &Join<'_>) -> Staged<std::convert::Infallible> {
     sys::process::set_keep_capabilities(true).during(Stage::Namespaces, what)?;
     setresuid(uid, uid, uid).during(Stage::Namespaces, what)?;
     // Changing the user made the process dumpable again or not, as suid_dumpable says: settle it.
-    sys::process::set_dumpable(false).during(Stage::Namespaces, || "cannot hide from other processes".into())?;
+    sys::process::set_dumpable(false)
+        .during(Stage::Namespaces, || "cannot hide from other processes".into())?;
     setsid().during(Stage::Namespaces, || "cannot make a session".into())?;
     umask(Mode::from_bits_truncate(0o022));
     let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
@@ -109,7 +112,8 @@ fn start(join: &Join<'_>) -> Staged<std::convert::Infallible> {
     init::attach_stdio(&join.stdio, terminal.as_ref())?;
     credentials::set_limits(join.process)?;
     credentials::become_user(join.process, &user, join.may_set_groups, join.seccomp)?;
-    sys::process::set_dumpable(false).during(Stage::Credentials, || "cannot hide from other processes".into())?;
+    sys::process::set_dumpable(false)
+        .during(Stage::Credentials, || "cannot hide from other processes".into())?;
     let ready = command::prepare(join.process, &user.home)?;
     sys::process::reset_signals();
     sys::fd::close_on_exec_from(3).during(Stage::Credentials, || "cannot close descriptors".into())?;

@@ -140,7 +140,11 @@ impl Facts {
             gid: Gid::effective().as_raw(),
             user: if needs_name { login_name(uid) } else { None },
             subgid: fs::read_to_string("/etc/subgid").unwrap_or_default(),
-            helpers: if uid == 0 || subuid.is_empty() { None } else { helper("newuidmap").zip(helper("newgidmap")) },
+            helpers: if uid == 0 || subuid.is_empty() {
+                None
+            } else {
+                helper("newuidmap").zip(helper("newgidmap"))
+            },
             subuid,
             privileged: uid == 0,
             own_ids: own_id_count(),
@@ -167,14 +171,17 @@ pub fn choose(facts: &Facts, only_id: Option<(u32, u32)>) -> IdMaps {
     let range = |text: &str| subordinate_range(text, facts.user.as_deref(), facts.uid);
     match (range(&facts.subuid), range(&facts.subgid), &facts.helpers) {
         (Some(uids), Some(gids), Some((newuidmap, newgidmap))) => {
-            let map = |own: u32, (first, count): (u32, u32)| vec![(0, own, 1), (1, first, count.min(MAX_IDS - 1))];
+            let map =
+                |own: u32, (first, count): (u32, u32)| vec![(0, own, 1), (1, first, count.min(MAX_IDS - 1))];
             IdMaps {
                 uids: map(facts.uid, uids),
                 gids: map(facts.gid, gids),
                 method: Method::Helpers { newuidmap: newuidmap.clone(), newgidmap: newgidmap.clone() },
             }
         }
-        (Some(_), Some(_), None) => single("newuidmap or newgidmap is not installed set-uid (Debian: package uidmap)"),
+        (Some(_), Some(_), None) => {
+            single("newuidmap or newgidmap is not installed set-uid (Debian: package uidmap)")
+        }
         _ => single("this account has no range in /etc/subuid and /etc/subgid"),
     }
 }
@@ -223,7 +230,8 @@ pub fn login_name(uid: u32) -> Option<String> {
     };
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     from_passwd(&passwd).or_else(|| {
-        let output = Command::new("getent").args(["passwd", &uid.to_string()]).stderr(Stdio::null()).output().ok()?;
+        let output =
+            Command::new("getent").args(["passwd", &uid.to_string()]).stderr(Stdio::null()).output().ok()?;
         from_passwd(&String::from_utf8_lossy(&output.stdout))
     })
 }
@@ -305,9 +313,8 @@ impl Writing {
     /// What a helper said when it refused.
     pub fn finish(self) -> Staged<()> {
         for (name, child) in self.0 {
-            let output = child
-                .wait_with_output()
-                .during(Stage::Namespaces, || format!("cannot wait for {name}"))?;
+            let output =
+                child.wait_with_output().during(Stage::Namespaces, || format!("cannot wait for {name}"))?;
             if !output.status.success() {
                 let said = String::from_utf8_lossy(&output.stderr);
                 return Err(Failure::plain(Stage::Namespaces, format!("{name} refused: {}", said.trim()))

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Uid, fchdir, pivot_root, sethostname, setgroups, setresgid, setresuid, setsid};
+use nix::unistd::{Gid, Uid, fchdir, pivot_root, setgroups, sethostname, setresgid, setresuid, setsid};
 
 use super::rootfs::Root;
 use super::{Context as _, Failure, Stage, Staged, Stdio, chain, command, credentials, devices, mounts};
@@ -71,8 +71,8 @@ pub struct Enter<'a> {
 }
 
 /// Runs in the child; never returns.
-pub fn run(enter: Enter<'_>) -> ! {
-    let Err(failure) = start(&enter);
+pub fn run(enter: &Enter<'_>) -> ! {
+    let Err(failure) = start(enter);
     // The keeper may be gone: then nobody is left to tell, and the exit ends the namespaces.
     if let Ok(text) = serde_json::to_vec(&failure) {
         let _ = sys::fd::send_with_fds(enter.keeper.as_fd(), &text, &[]);
@@ -85,12 +85,13 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     sys::process::set_name(c"hostel-init");
     let mut keep = vec![keeper.as_raw_fd(), server.as_raw_fd()];
     if let Stdio::Pipes(pipes) = &enter.stdio {
-        keep.extend(pipes.iter().map(|fd| fd.as_raw_fd()));
+        keep.extend(pipes.iter().map(std::os::fd::AsRawFd::as_raw_fd));
     }
     sys::fd::close_all_except(&keep);
     network(enter)?;
     wait_for_maps(keeper.as_fd())?;
-    sys::process::set_dumpable(false).during(Stage::Namespaces, || "cannot hide from other processes".into())?;
+    sys::process::set_dumpable(false)
+        .during(Stage::Namespaces, || "cannot hide from other processes".into())?;
     become_set_up_user(enter)?;
     setsid().during(Stage::Namespaces, || "cannot make a session".into())?;
     umask(Mode::empty());
@@ -117,9 +118,14 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     confine(plan, &root)?;
     enter_root(&root, plan)?;
 
-    let process = plan.spec.process().as_ref().ok_or_else(|| Failure::plain(Stage::Credentials, "the plan has no process"))?;
+    let process = plan
+        .spec
+        .process()
+        .as_ref()
+        .ok_or_else(|| Failure::plain(Stage::Credentials, "the plan has no process"))?;
     if let Some(hostname) = plan.spec.hostname() {
-        sethostname(hostname).during(Stage::Namespaces, || format!("cannot set the host name {hostname:?}"))?;
+        sethostname(hostname)
+            .during(Stage::Namespaces, || format!("cannot set the host name {hostname:?}"))?;
     }
     umask(Mode::from_bits_truncate(process.user().umask().unwrap_or(0o022)));
     command::enter_directory(process.cwd())?;
@@ -142,7 +148,8 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
 /// The interface, before the id maps are there: its capabilities come from the namespace's creation.
 fn network(enter: &Enter<'_>) -> Staged<()> {
     let failed = |error: net::link::LinkError| {
-        Failure::plain(Stage::Network, chain(&error)).hint("or run without this network: --network none, --network host")
+        Failure::plain(Stage::Network, chain(&error))
+            .hint("or run without this network: --network none, --network host")
     };
     match (&enter.plan.network.mode, enter.link) {
         (NetworkMode::Bridge, Some(link)) => {
@@ -206,19 +213,16 @@ fn mount_root(enter: &Enter<'_>) -> Staged<Root> {
     };
     let failed = |error: fuse_mount::MountError| Failure::plain(stage, chain(&error));
     let device = fuse_mount::open_device().map_err(failed)?;
-    let options = fuse_mount::MountOptions {
-        read_only,
-        uid: enter.ids.0,
-        gid: enter.ids.1,
-        source: "hostel".into(),
-    };
+    let options =
+        fuse_mount::MountOptions { read_only, uid: enter.ids.0, gid: enter.ids.1, source: "hostel".into() };
     fuse_mount::mount(device.as_fd(), point, &options).map_err(failed)?;
     send(enter.server.as_fd(), &[message::FUSE], Some(device.as_fd()))?;
     if enter.root_kind == RootKind::Hybrid {
         let upper = enter.local_dir.join("upper");
         let work = enter.local_dir.join("work");
         match_root(&lower, &upper)?;
-        let parts = fuse_mount::OverlayMount { lower: &lower, upper: &upper, work: &work, volatile: enter.volatile };
+        let parts =
+            fuse_mount::OverlayMount { lower: &lower, upper: &upper, work: &work, volatile: enter.volatile };
         fuse_mount::mount_overlay(parts, &root)
             .map_err(|error| Failure::plain(Stage::Overlay, chain(&error)))?;
     }
@@ -256,15 +260,19 @@ fn etc_files(enter: &Enter<'_>, root: &Root) -> Staged<()> {
             continue;
         }
         let what = || format!("cannot mount the container's own {}", destination.display());
-        let opened = open(&source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).during(Stage::Mounts, what)?;
-        mounts::bind_fd(root, &opened, &destination, &mounts::Options::default()).during(Stage::Mounts, what)?;
+        let opened =
+            open(&source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).during(Stage::Mounts, what)?;
+        mounts::bind_fd(root, &opened, &destination, &mounts::Options::default())
+            .during(Stage::Mounts, what)?;
     }
     Ok(())
 }
 
 /// Sysctls of the container's namespaces, through its own /proc, before that becomes read-only.
 fn sysctls(plan: &ContainerPlan, root: &Root) -> Staged<()> {
-    let Some(sysctls) = plan.spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref()) else { return Ok(()) };
+    let Some(sysctls) = plan.spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref()) else {
+        return Ok(());
+    };
     let mut sorted: Vec<_> = sysctls.iter().collect();
     sorted.sort();
     for (key, value) in sorted {

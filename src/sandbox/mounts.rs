@@ -44,8 +44,8 @@ impl Options {
             parsed.attributes |= set;
             match option.as_str() {
                 _ if set != 0 => {}
-                "rw" | "suid" | "dev" | "exec" | "relatime" | "bind" | "async" | "defaults" | "nocopy" | "z"
-                | "Z" => {}
+                "rw" | "suid" | "dev" | "exec" | "relatime" | "bind" | "async" | "defaults" | "nocopy"
+                | "z" | "Z" => {}
                 "rbind" => parsed.recursive = true,
                 "private" | "rprivate" => parsed.propagation = libc::MS_PRIVATE,
                 "slave" | "rslave" => parsed.propagation = libc::MS_SLAVE,
@@ -81,21 +81,26 @@ pub fn apply(root: &Root, mount: &Mount) -> Staged<()> {
         }
         "cgroup" | "cgroup2" => cgroup(root, destination, &options),
         "sysfs" => match new(c"sysfs", &options) {
-            Ok(made) => put(root, made, destination).during(Stage::Mounts, || what("sysfs")),
+            Ok(made) => put(root, &made, destination).during(Stage::Mounts, || what("sysfs")),
             // Refused where the network namespace is not the container's own, or /sys is covered.
             Err(Errno::EPERM) => {
-                let options = Options { attributes: options.attributes | api::MOUNT_ATTR_RDONLY, recursive: true, ..options };
+                let options = Options {
+                    attributes: options.attributes | api::MOUNT_ATTR_RDONLY,
+                    recursive: true,
+                    ..options
+                };
                 bind(root, Path::new("/sys"), destination, &options)
             }
             Err(errno) => Err(Failure::new(Stage::Mounts, what("sysfs"), errno)),
         },
         _ => {
-            let name = CString::new(kind).map_err(|_| Failure::plain(Stage::Mounts, what("a type with NUL")))?;
+            let name =
+                CString::new(kind).map_err(|_| Failure::plain(Stage::Mounts, what("a type with NUL")))?;
             let made = new(&name, &options).during(Stage::Mounts, || what(kind))?;
             if kind == "tmpfs" && destination == Path::new("/dev") {
                 devices::populate(&made)?;
             }
-            put(root, made, destination).during(Stage::Mounts, || what(kind))
+            put(root, &made, destination).during(Stage::Mounts, || what(kind))
         }
     }
 }
@@ -114,7 +119,7 @@ fn new(kind: &CStr, options: &Options) -> Result<OwnedFd, Errno> {
     api::new_filesystem(kind, &borrowed, options.attributes)
 }
 
-fn put(root: &Root, made: OwnedFd, destination: &Path) -> Result<(), Errno> {
+fn put(root: &Root, made: &OwnedFd, destination: &Path) -> Result<(), Errno> {
     let point = root.mount_point(destination, Target::Directory)?;
     api::attach(made.as_fd(), point.as_fd())
 }
@@ -160,7 +165,7 @@ fn cgroup(root: &Root, destination: &Path, options: &Options) -> Staged<()> {
             new(c"tmpfs", &empty).during(Stage::Mounts, what)?
         }
     };
-    match put(root, made, destination) {
+    match put(root, &made, destination) {
         // A bound /sys has no such directory where the machine has no cgroups: nothing to show then.
         Ok(()) | Err(Errno::ENOENT | Errno::EROFS | Errno::EACCES | Errno::EPERM) => Ok(()),
         Err(errno) => Err(Failure::new(Stage::Mounts, what(), errno)),
@@ -176,7 +181,11 @@ pub fn mask(root: &Root, path: &Path) -> Staged<()> {
     let Some(point) = existing(root, path).during(Stage::Mounts, what)? else { return Ok(()) };
     let mode = fstat(&point).during(Stage::Mounts, what)?.st_mode;
     let cover = if SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == SFlag::S_IFDIR {
-        api::new_filesystem(c"tmpfs", &[(c"size", Some(c"0")), (c"nr_inodes", Some(c"1")), (c"mode", Some(c"755"))], api::MOUNT_ATTR_RDONLY | api::MOUNT_ATTR_NOSUID)
+        api::new_filesystem(
+            c"tmpfs",
+            &[(c"size", Some(c"0")), (c"nr_inodes", Some(c"1")), (c"mode", Some(c"755"))],
+            api::MOUNT_ATTR_RDONLY | api::MOUNT_ATTR_NOSUID,
+        )
     } else {
         open("/dev/null", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
             .and_then(|null| api::clone_tree(null.as_fd(), false))

@@ -81,7 +81,8 @@ impl Root {
         loop {
             match self.open(&path, libc::O_PATH) {
                 Ok(fd) => {
-                    let is_dir = SFlag::from_bits_truncate(fstat(&fd)?.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
+                    let is_dir =
+                        SFlag::from_bits_truncate(fstat(&fd)?.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
                     return match (target, is_dir) {
                         (Target::Directory, false) => Err(Errno::ENOTDIR),
                         (Target::File, true) => Err(Errno::EISDIR),
@@ -186,10 +187,14 @@ mod tests {
             ("/a/b/c", Target::Directory, "a/b/c"),
             ("/etc/resolv.conf", Target::File, "run/x/resolv.conf"),
             ("/etc/up/in", Target::Directory, "outside/in"),
-            ("/deep/1/2/3/4/5/6/7/8/9/10/11/12/13/14/15/16/17/18", Target::File,
-             "deep/1/2/3/4/5/6/7/8/9/10/11/12/13/14/15/16/17/18"),
+            (
+                "/deep/1/2/3/4/5/6/7/8/9/10/11/12/13/14/15/16/17/18",
+                Target::File,
+                "deep/1/2/3/4/5/6/7/8/9/10/11/12/13/14/15/16/17/18",
+            ),
         ] {
-            root.mount_point(Path::new(point), target).unwrap_or_else(|error| panic!("{point}: {error}"));
+            let result = root.mount_point(Path::new(point), target).map(drop);
+            assert_eq!(result, Ok(()), "{point}");
             let made = fs::symlink_metadata(path.join(made)).expect(point);
             assert_eq!(made.is_dir(), target == Target::Directory, "{point}");
         }

@@ -399,8 +399,11 @@ impl Containers {
         let path = self.path(id).join("lock");
         let file = File::open(&path).map_err(|source| Self::gone_or_io(id, "open", &path, source))?;
         let mut probe = whole_file(libc::F_WRLCK);
-        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut probe))
-            .map_err(|errno| ContainerError::Io { action: "query the lock of", path, source: errno.into() })?;
+        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut probe)).map_err(|errno| ContainerError::Io {
+            action: "query the lock of",
+            path,
+            source: errno.into(),
+        })?;
         Ok(i32::from(probe.l_type) != libc::F_UNLCK)
     }
 
@@ -500,9 +503,10 @@ impl Containers {
                 found.push(entry.path());
             } else if name.starts_with(".new-") {
                 // Someone may be making it right now: only an old one is a left-over.
-                let old = entry.metadata().and_then(|meta| meta.modified()).is_ok_and(|time| {
-                    time.elapsed().is_ok_and(|age| age > STALE_AFTER)
-                });
+                let old = entry
+                    .metadata()
+                    .and_then(|meta| meta.modified())
+                    .is_ok_and(|time| time.elapsed().is_ok_and(|age| age > STALE_AFTER));
                 if old {
                     found.push(entry.path());
                 }
@@ -572,7 +576,13 @@ impl Drop for Undo {
 }
 
 fn whole_file(kind: i32) -> libc::flock {
-    libc::flock { l_type: kind as libc::c_short, l_whence: libc::SEEK_SET as libc::c_short, l_start: 0, l_len: 0, l_pid: 0 }
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
 }
 
 fn make_dir(path: &Path) -> Result<()> {

@@ -33,7 +33,8 @@ fn hosts(plan: &ContainerPlan, hostname: &str, network: Option<&net::Config>) ->
              ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
         );
     }
-    let gateway = network.map_or(IpAddr::from([127, 0, 0, 1]), |config| IpAddr::V4(config.addresses.v4.gateway));
+    let gateway =
+        network.map_or(IpAddr::from([127, 0, 0, 1]), |config| IpAddr::V4(config.addresses.v4.gateway));
     for (name, address) in &plan.network.extra_hosts {
         let address = match address {
             HostAddress::HostGateway => gateway,
@@ -69,7 +70,11 @@ fn resolv_conf(plan: &ContainerPlan, host: &str, network: Option<&net::Config>) 
         [dot] if dot == "." => Vec::new(),
         given => given.to_vec(),
     };
-    let options = if asked.dns_options.is_empty() && network.is_none() { of_host("options") } else { asked.dns_options.clone() };
+    let options = if asked.dns_options.is_empty() && network.is_none() {
+        of_host("options")
+    } else {
+        asked.dns_options.clone()
+    };
     let mut text = String::new();
     if !search.is_empty() {
         let _ = writeln!(text, "search {}", search.join(" "));

@@ -26,8 +26,8 @@ use super::control::{self, ExecRequest, Reply, Request};
 use super::server::word;
 use super::{Saved, remove};
 use crate::plan::WriteMode;
-use crate::sandbox::init::RootKind;
 use crate::sandbox::idmap::IdMaps;
+use crate::sandbox::init::RootKind;
 use crate::sandbox::{Failure, Stage, Stdio, exec};
 use crate::store::containers::{Containers, ExitRecord, Lock, Record, State};
 use crate::sys;
@@ -230,13 +230,16 @@ impl Keeper {
             Token::Connection(index) => self.hear(index),
             Token::InitSocket => self.hear_init(),
             Token::Init => {
-                self.init_ended = sys::process::wait_for(self.parts.init.pid).ok().or(Some(Ended::Signaled(libc::SIGKILL)));
+                self.init_ended =
+                    sys::process::wait_for(self.parts.init.pid).ok().or(Some(Ended::Signaled(libc::SIGKILL)));
                 self.drain_until = Some(Instant::now() + DRAIN_LIMIT);
             }
             Token::ServerSocket => {
                 let mut word = [0; 16];
-                let received = sys::fd::receive_with_fds(self.parts.server_socket.as_fd(), &mut word, MsgFlags::empty());
-                self.drained |= !matches!(received, Ok((length, _)) if length > 0 && word[0] != word::DRAINED);
+                let received =
+                    sys::fd::receive_with_fds(self.parts.server_socket.as_fd(), &mut word, MsgFlags::empty());
+                self.drained |=
+                    !matches!(received, Ok((length, _)) if length > 0 && word[0] != word::DRAINED);
             }
             Token::Server => {
                 let _ = sys::process::wait_for(self.parts.server.pid); // how it ended is in supervisor.log
@@ -252,13 +255,15 @@ impl Keeper {
             Token::ExecProcess(index) => {
                 let exec = &mut self.execs[index];
                 if let Some(process) = &exec.process {
-                    exec.ended = sys::process::wait_for(process.pid).ok().or(Some(Ended::Signaled(libc::SIGKILL)));
+                    exec.ended =
+                        sys::process::wait_for(process.pid).ok().or(Some(Ended::Signaled(libc::SIGKILL)));
                 }
             }
             Token::ExecDrain(index, drain) => {
                 let mut nowhere = [0; 4096];
                 let Some(fd) = &self.execs[index].drains[drain] else { return };
-                let done = !flags.contains(PollFlags::POLLIN) || matches!(nix::unistd::read(fd, &mut nowhere), Ok(0));
+                let done = !flags.contains(PollFlags::POLLIN)
+                    || matches!(nix::unistd::read(fd, &mut nowhere), Ok(0));
                 if done {
                     self.execs[index].drains[drain] = None;
                 }
@@ -277,7 +282,12 @@ impl Keeper {
         }
         self.execs.retain(|exec| exec.ended.is_none() || exec.helper.is_some());
         for exec in &mut self.execs {
-            let gone = |fd: i32| !self.connections.iter().any(|connection| connection.open && connection.socket.as_raw_fd() == fd);
+            let gone = |fd: i32| {
+                !self
+                    .connections
+                    .iter()
+                    .any(|connection| connection.open && connection.socket.as_raw_fd() == fd)
+            };
             if exec.client.is_some_and(gone) {
                 exec.client = None;
             }
@@ -311,7 +321,10 @@ impl Keeper {
                 return;
             }
             Err(error) => {
-                self.reply(index, &Reply::Refused(format!("the container's keeper does not understand this: {error}")));
+                self.reply(
+                    index,
+                    &Reply::Refused(format!("the container's keeper does not understand this: {error}")),
+                );
                 self.connections[index].open = false;
                 return;
             }
@@ -344,7 +357,9 @@ impl Keeper {
         let client = self.connections[index].socket.as_raw_fd();
         let exec = self.execs.iter().find(|exec| exec.client == Some(client));
         let target = match exec {
-            Some(exec) => exec.process.as_ref().filter(|_| exec.ended.is_none()).map(|process| process.pidfd.as_fd()),
+            Some(exec) => {
+                exec.process.as_ref().filter(|_| exec.ended.is_none()).map(|process| process.pidfd.as_fd())
+            }
             None => Some(self.parts.init.pidfd.as_fd()).filter(|_| self.init_ended.is_none()),
         };
         let is_exec = exec.is_some();
@@ -387,16 +402,19 @@ impl Keeper {
         let (stdio, client) = if terminal {
             (Stdio::Terminal { size: request.size }, fds.pop())
         } else {
-            let pipes = <[OwnedFd; 3]>::try_from(fds).map_err(|_| plain("the request came without its descriptors"))?;
+            let pipes = <[OwnedFd; 3]>::try_from(fds)
+                .map_err(|_| plain("the request came without its descriptors"))?;
             (Stdio::Pipes(pipes), None)
         };
-        let (ours, theirs) = sys::fd::seqpacket_pair().map_err(|errno| Failure::new(Stage::Namespaces, "cannot make a socket", errno))?;
+        let (ours, theirs) = sys::fd::seqpacket_pair()
+            .map_err(|errno| Failure::new(Stage::Namespaces, "cannot make a socket", errno))?;
         let plan = &self.parts.saved.plan;
-        let fork = sys::process::clone(0, false).map_err(|errno| Failure::new(Stage::Namespaces, "cannot make a process", errno))?;
+        let fork = sys::process::clone(0, false)
+            .map_err(|errno| Failure::new(Stage::Namespaces, "cannot make a process", errno))?;
         match fork {
             Fork::Child => {
                 // Dumpable is inherited from the keeper, which is not; exec checks it again inside.
-                exec::run(exec::Join {
+                exec::run(&exec::Join {
                     pidfd: self.parts.init.pidfd.as_fd(),
                     namespaces: exec::namespaces(&plan.spec),
                     process: &request.process,
@@ -449,7 +467,9 @@ impl Keeper {
             return;
         }
         let client = exec.client.and_then(|fd| {
-            self.connections.iter().position(|connection| connection.open && connection.socket.as_raw_fd() == fd)
+            self.connections
+                .iter()
+                .position(|connection| connection.open && connection.socket.as_raw_fd() == fd)
         });
         let mut replies = Vec::new();
         if exec.told == Told::Nothing {
@@ -530,8 +550,10 @@ impl Keeper {
         let reply = match (&self.failure, self.running) {
             (Some(failure), _) => Reply::Failed(failure.clone()),
             (None, true) => Reply::Exited { code },
-            (None, false) => Reply::Failed(Failure::plain(Stage::Namespaces, "the container's supervisor failed to start it")
-                .hint("its supervisor.log in the store says more")),
+            (None, false) => Reply::Failed(
+                Failure::plain(Stage::Namespaces, "the container's supervisor failed to start it")
+                    .hint("its supervisor.log in the store says more"),
+            ),
         };
         let removed = self.record_end(code);
         for connection in &self.connections {
@@ -551,7 +573,9 @@ impl Keeper {
     /// Writes the exit, or unlinks the record of a container that is to go; then its remains are returned.
     fn record_end(&self, code: u8) -> Option<PathBuf> {
         let Parts { containers, record, saved, lock, .. } = &self.parts;
-        if self.failure.as_ref().is_some_and(|failure| failure.stage == Stage::Overlay) && saved.write_mode == WriteMode::Auto {
+        if self.failure.as_ref().is_some_and(|failure| failure.stage == Stage::Overlay)
+            && saved.write_mode == WriteMode::Auto
+        {
             return None; // the command is about to start it once more, in pure mode
         }
         if saved.plan.auto_remove {

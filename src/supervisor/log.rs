@@ -118,7 +118,8 @@ mod tests {
         writer.take(Stream::Stdout, &[b'x'; MAX_LINE_BYTES + 1]);
         writer.flush(true).expect("flush");
         let text = std::fs::read_to_string(path).expect("read");
-        let entries: Vec<Entry> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let entries: Vec<Entry> =
+            text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         let seen: Vec<_> = entries.iter().map(|entry| (entry.stream, entry.log.as_str())).collect();
         let long = "x".repeat(MAX_LINE_BYTES);
         assert_eq!(

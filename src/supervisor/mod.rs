@@ -250,7 +250,8 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     sys::process::ignore_signals_of_others();
 
     let pair = || sys::fd::seqpacket_pair().during(stage, || "cannot make a socket".into());
-    let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).during(stage, || "cannot make a pipe".into());
+    let pipe =
+        || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).during(stage, || "cannot make a pipe".into());
     let (init_socket, init_keeper) = pair()?;
     let (server_from_init, init_server) = pair()?;
     let (server_socket, server_keeper) = pair()?;
@@ -284,7 +285,16 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     let fork = sys::process::clone(0, false).during(stage, || "cannot make the container's server".into())?;
     let server = match fork {
         Fork::Child => {
-            drop((init_socket, init_keeper, init_server, server_socket, stdio, work.starter, work.listener, work.lock));
+            drop((
+                init_socket,
+                init_keeper,
+                init_server,
+                server_socket,
+                stdio,
+                work.starter,
+                work.listener,
+                work.lock,
+            ));
             let _ = sys::process::set_parent_death_signal(libc::SIGKILL); // it also sees the socket close
             server::run(parts)
         }
@@ -293,11 +303,11 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     drop(parts);
 
     let namespaces = crate::sandbox::exec::namespaces(&plan.spec).bits() as u64;
-    let fork = sys::process::clone(namespaces, false).map_err(|errno| no_namespaces(errno))?;
+    let fork = sys::process::clone(namespaces, false).map_err(no_namespaces)?;
     let child = match fork {
         Fork::Child => {
             drop(init_socket);
-            init::run(Enter {
+            init::run(&Enter {
                 plan,
                 dir: &work.dir,
                 local_dir: &work.record.local_dir,
@@ -319,7 +329,8 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     let pid = child.pid.as_raw();
     let ticks = containers::process_start_ticks(pid).unwrap_or_default();
     writing.finish()?;
-    sys::fd::send_with_fds(init_socket.as_fd(), &[1], &[]).during(stage, || "the container's init is gone".into())?;
+    sys::fd::send_with_fds(init_socket.as_fd(), &[1], &[])
+        .during(stage, || "the container's init is gone".into())?;
     // From here on the container has processes, which must not read this one's memory.
     sys::process::set_dumpable(false).during(stage, || "cannot hide from other processes".into())?;
     Ok(keeper::Parts {
@@ -337,19 +348,27 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
         server_socket,
         init: child,
         init_socket: Some(init_socket),
-        state: State { pid, pid_start_ticks: ticks, keeper_pid: nix::unistd::getpid().as_raw(), ..work.state },
+        state: State {
+            pid,
+            pid_start_ticks: ticks,
+            keeper_pid: nix::unistd::getpid().as_raw(),
+            ..work.state
+        },
     })
 }
 
 /// Why the kernel refused new namespaces, and who can change that.
 fn no_namespaces(errno: nix::errno::Errno) -> Failure {
     use nix::errno::Errno;
-    let setting = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+    let setting =
+        |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
     let failure = Failure::new(Stage::Namespaces, "cannot make the container's namespaces", errno);
     if setting("/proc/sys/user/max_user_namespaces") == "0" {
-        failure.hint("user namespaces are off on this machine: ask for `sysctl user.max_user_namespaces=15000`")
+        failure
+            .hint("user namespaces are off on this machine: ask for `sysctl user.max_user_namespaces=15000`")
     } else if setting("/proc/sys/kernel/unprivileged_userns_clone") == "0" {
-        failure.hint("user namespaces are closed to users: ask for `sysctl kernel.unprivileged_userns_clone=1`")
+        failure
+            .hint("user namespaces are closed to users: ask for `sysctl kernel.unprivileged_userns_clone=1`")
     } else if setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" {
         failure.hint(
             "AppArmor restricts user namespaces here: ask for `sysctl kernel.apparmor_restrict_unprivileged_userns=0`, \
@@ -384,7 +403,12 @@ fn numeric_user(user: &str) -> Option<(u32, u32)> {
 }
 
 /// Prepares the root filesystem's server.
-fn filesystem(saved: &Saved, kind: RootKind, local_dir: &Path, maps: &IdMaps) -> Result<serve::Server, LaunchError> {
+fn filesystem(
+    saved: &Saved,
+    kind: RootKind,
+    local_dir: &Path,
+    maps: &IdMaps,
+) -> Result<serve::Server, LaunchError> {
     let open = |path: &Path| File::open(path).map_err(io_error(|| format!("open {}", path.display())));
     let lower = match &saved.root {
         RootSource::Packed { index, layers } => {
@@ -429,15 +453,36 @@ fn filesystem(saved: &Saved, kind: RootKind, local_dir: &Path, maps: &IdMaps) ->
 fn host_rules(working_directory: &Path, local_dir: &Path) -> Vec<serve::PathRule> {
     use serve::PathRule::{Expose, Hide};
     let mut rules: Vec<_> = [
-        "/home", "/root", "/tmp", "/var/tmp", "/run", "/var/run", "/var/mail", "/var/spool/mail", "/etc/shadow", "/etc/shadow-",
-        "/etc/gshadow", "/etc/gshadow-", "/proc", "/sys", "/dev", "/lost+found",
-        "/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_ecdsa_key", "/etc/ssh/ssh_host_ed25519_key",
+        "/home",
+        "/root",
+        "/tmp",
+        "/var/tmp",
+        "/run",
+        "/var/run",
+        "/var/mail",
+        "/var/spool/mail",
+        "/etc/shadow",
+        "/etc/shadow-",
+        "/etc/gshadow",
+        "/etc/gshadow-",
+        "/proc",
+        "/sys",
+        "/dev",
+        "/lost+found",
+        "/etc/ssh/ssh_host_rsa_key",
+        "/etc/ssh/ssh_host_ecdsa_key",
+        "/etc/ssh/ssh_host_ed25519_key",
         "/etc/ssh/ssh_host_dsa_key",
     ]
     .map(|path| Hide(path.into()))
     .into();
     // Homes elsewhere than /home: the caller's own, at least.
-    rules.extend(std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute() && home != Path::new("/")).map(Hide));
+    rules.extend(
+        std::env::var_os("HOME")
+            .map(PathBuf::from)
+            .filter(|home| home.is_absolute() && home != Path::new("/"))
+            .map(Hide),
+    );
     if working_directory != Path::new("/") {
         rules.push(Expose(working_directory.into()));
     }
@@ -518,9 +563,9 @@ fn bound(listeners: &net::publish::Listeners) -> Vec<(u16, String, IpAddr, u16)>
 pub fn socket_dir() -> io::Result<PathBuf> {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
     let uid = nix::unistd::Uid::effective().as_raw();
-    let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| {
-        fs::metadata(dir).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid)
-    });
+    let own = std::env::var_os("XDG_RUNTIME_DIR")
+        .map(PathBuf::from)
+        .filter(|dir| fs::metadata(dir).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid));
     let dir = own.map_or_else(|| PathBuf::from(format!("/tmp/hostel-{uid}")), |dir| dir.join("hostel"));
     match fs::DirBuilder::new().mode(0o700).create(&dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -529,7 +574,10 @@ pub fn socket_dir() -> io::Result<PathBuf> {
     // In /tmp anybody could have made it first.
     let meta = fs::symlink_metadata(&dir)?;
     if !meta.is_dir() || meta.uid() != uid || meta.permissions().mode() & 0o077 != 0 {
-        let what = format!("{} is not a directory of mode 0700 of this user; remove it, or set XDG_RUNTIME_DIR", dir.display());
+        let what = format!(
+            "{} is not a directory of mode 0700 of this user; remove it, or set XDG_RUNTIME_DIR",
+            dir.display()
+        );
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
     }
     Ok(dir)
@@ -552,7 +600,8 @@ fn listen(id: &str) -> Result<(PathBuf, OwnedFd), LaunchError> {
         listen(&listener, Backlog::new(64)?)?;
         Ok(listener)
     };
-    let listener = attempt()
-        .map_err(|errno: nix::errno::Errno| io_error(|| format!("listen on {}", path.display()))(errno.into()))?;
+    let listener = attempt().map_err(|errno: nix::errno::Errno| {
+        io_error(|| format!("listen on {}", path.display()))(errno.into())
+    })?;
     Ok((path, listener))
 }

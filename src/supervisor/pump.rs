@@ -128,7 +128,8 @@ impl Pump {
     pub fn attach(&mut self, socket: OwnedFd, stdin: bool, owns_stdin: bool) {
         if self.clients.len() < MAX_CLIENTS {
             set_nonblocking(&socket);
-            let client = Client { socket, open: true, stdin, owns_stdin, incoming: Vec::new(), outgoing: Vec::new() };
+            let client =
+                Client { socket, open: true, stdin, owns_stdin, incoming: Vec::new(), outgoing: Vec::new() };
             self.clients.push(client);
         }
     }
@@ -137,7 +138,7 @@ impl Pump {
     ///
     /// # Errors
     /// Only what poll(2) itself refuses: a broken client or stream is dropped.
-    pub fn next(&mut self) -> io::Result<Event> {
+    pub fn wait_event(&mut self) -> io::Result<Event> {
         loop {
             if self.init.is_none() && self.sources.is_empty() && !self.drained {
                 self.drained = true;
@@ -182,7 +183,12 @@ impl Pump {
             }
         }
         let flags = polled.iter().map(|fd| fd.revents().unwrap_or(nothing));
-        Ok(wanted.iter().map(|(token, ..)| *token).zip(flags).filter(|(_, flags)| !flags.is_empty()).collect())
+        Ok(wanted
+            .iter()
+            .map(|(token, ..)| *token)
+            .zip(flags)
+            .filter(|(_, flags)| !flags.is_empty())
+            .collect())
     }
 
     fn serve(&mut self, token: Token, flags: PollFlags) -> Option<Event> {
@@ -218,7 +224,8 @@ impl Pump {
 
     fn hear_keeper(&mut self) -> Option<Event> {
         let mut buffer = [0; 16];
-        let received = sys::fd::receive_with_fds(self.keeper.as_ref()?.as_fd(), &mut buffer, MsgFlags::empty());
+        let received =
+            sys::fd::receive_with_fds(self.keeper.as_ref()?.as_fd(), &mut buffer, MsgFlags::empty());
         match received {
             Ok((0, _)) | Err(_) => {
                 self.keeper = None;

@@ -14,7 +14,7 @@ use nix::unistd::{Gid, Uid, setresgid, setresuid};
 
 use crate::sandbox::idmap::IdMaps;
 use crate::sys;
-use crate::sys::process::{Fork, Ended};
+use crate::sys::process::{Ended, Fork};
 
 /// Removes a directory that was unlinked from the store.
 ///
@@ -77,7 +77,11 @@ fn remove_mapped(path: &Path, maps: &IdMaps) -> io::Result<()> {
             drop(ours);
             let ended = sys::process::wait_for(child.pid)?;
             mapped.map_err(|failure| failed(&failure.to_string()))?;
-            if ended == Ended::Exited(0) { Ok(()) } else { Err(failed("files of the container's users are left")) }
+            if ended == Ended::Exited(0) {
+                Ok(())
+            } else {
+                Err(failed("files of the container's users are left"))
+            }
         }
     }
 }

@@ -58,10 +58,17 @@ pub fn run(parts: Parts) -> ! {
 
 fn serve(parts: Parts) -> Result<(), String> {
     let text = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
-    sys::process::set_dumpable(false).map_err(|errno| format!("cannot hide from other processes: {errno}"))?;
+    sys::process::set_dumpable(false)
+        .map_err(|errno| format!("cannot hide from other processes: {errno}"))?;
     raise_file_limit();
     let log = Writer::open(parts.log.as_deref()).map_err(text("cannot open the log"))?;
-    let mut pump = Pump::new(parts.init, parts.keeper.try_clone().map_err(text("dup"))?, parts.sources, parts.stdin, log);
+    let mut pump = Pump::new(
+        parts.init,
+        parts.keeper.try_clone().map_err(text("dup"))?,
+        parts.sources,
+        parts.stdin,
+        log,
+    );
     if let Some((socket, stdin)) = parts.client {
         pump.attach(socket, stdin, stdin);
     }
@@ -70,18 +77,21 @@ fn serve(parts: Parts) -> Result<(), String> {
     let mut fuse_thread = None;
     let mut net_stop = None;
     loop {
-        match pump.next().map_err(text("cannot poll"))? {
+        match pump.wait_event().map_err(text("cannot poll"))? {
             Event::Init(text, Some(fd)) => match text.split_first() {
                 Some((&message::FUSE, _)) => {
                     if let Some(filesystem) = filesystem.take() {
-                        fuse_thread = Some(spawn("fuse", move || filesystem.serve(fd).map_err(|error| chain(&error)))?);
+                        fuse_thread =
+                            Some(spawn("fuse", move || filesystem.serve(fd).map_err(|error| chain(&error)))?);
                     }
                 }
                 Some((&message::TUN, features)) => {
                     if let (Some((listeners, config)), Ok(features)) = (network.take(), features.try_into()) {
                         let tun = net::link::Tun::from_parts(fd, u32::from_ne_bytes(features));
-                        let gateway = net::Gateway::new(tun, listeners, config).map_err(|error| chain(&error))?;
-                        let (stopped, stop) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| format!("pipe: {errno}"))?;
+                        let gateway =
+                            net::Gateway::new(tun, listeners, config).map_err(|error| chain(&error))?;
+                        let (stopped, stop) =
+                            pipe2(OFlag::O_CLOEXEC).map_err(|errno| format!("pipe: {errno}"))?;
                         net_stop = Some(stop);
                         spawn("net", move || gateway.run(stopped).map_err(|error| chain(&error)))?;
                     }
@@ -122,7 +132,10 @@ fn spawn(
             sys::process::exit_now(1);
         }
     };
-    std::thread::Builder::new().name(name.into()).spawn(body).map_err(|error| format!("cannot start a thread: {error}"))
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(body)
+        .map_err(|error| format!("cannot start a thread: {error}"))
 }
 
 /// A flow and an open file are a descriptor each: take all that the user may have.

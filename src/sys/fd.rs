@@ -90,13 +90,8 @@ pub fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>
     let rights = [ControlMessage::ScmRights(&raw)];
     let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
     loop {
-        match sendmsg::<()>(
-            socket.as_raw_fd(),
-            &[IoSlice::new(bytes)],
-            control,
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        ) {
+        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)
+        {
             Ok(_) => return Ok(()),
             Err(Errno::EINTR) => {}
             Err(error) => return Err(error),
@@ -163,13 +158,12 @@ pub fn sealed_memfd(name: &CStr, content: &[u8]) -> std::io::Result<OwnedFd> {
 /// # Errors
 /// As dup2(2).
 pub fn place_at(source: BorrowedFd<'_>, target: RawFd) -> Result<(), Errno> {
-    // SAFETY: whoever owned `target` before gives it up: used for 0, 1 and 2 of a forked child only.
-    let result = unsafe {
-        if source.as_raw_fd() == target {
-            libc::fcntl(target, libc::F_SETFD, 0)
-        } else {
-            libc::dup2(source.as_raw_fd(), target)
-        }
+    let result = if source.as_raw_fd() == target {
+        // SAFETY: F_SETFD takes an int.
+        unsafe { libc::fcntl(target, libc::F_SETFD, 0) }
+    } else {
+        // SAFETY: whoever owned `target` before gives it up: used for 0, 1 and 2 of a forked child only.
+        unsafe { libc::dup2(source.as_raw_fd(), target) }
     };
     Errno::result(result).map(drop)
 }

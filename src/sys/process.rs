@@ -174,7 +174,9 @@ pub fn exit_now(code: i32) -> ! {
 
 fn prctl(option: libc::c_int, argument: libc::c_ulong) -> Result<libc::c_int, Errno> {
     // SAFETY: the options used here take integers only.
-    Errno::result(unsafe { libc::prctl(option, argument, 0 as libc::c_ulong, 0 as libc::c_ulong, 0 as libc::c_ulong) })
+    Errno::result(unsafe {
+        libc::prctl(option, argument, 0 as libc::c_ulong, 0 as libc::c_ulong, 0 as libc::c_ulong)
+    })
 }
 
 /// The signal that this process gets when its parent dies; cleared by a change of credentials, so it
@@ -264,7 +266,13 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
 /// Ignores what a terminal or a log-out sends, and SIGPIPE: for processes that outlive the command.
 pub fn ignore_signals_of_others() {
     let ignored = [
-        libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGTSTP, libc::SIGTTOU, libc::SIGTTIN,
+        libc::SIGHUP,
+        libc::SIGINT,
+        libc::SIGQUIT,
+        libc::SIGTERM,
+        libc::SIGTSTP,
+        libc::SIGTTOU,
+        libc::SIGTTIN,
         libc::SIGPIPE,
     ];
     for signal in ignored {

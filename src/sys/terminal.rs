@@ -58,12 +58,11 @@ pub fn open_peer(master: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 /// # Errors
 /// ENOTTY when it is not one.
 pub fn take_foreground(fd: i32) -> Result<(), Errno> {
-    // SAFETY: SIG_IGN and the old disposition are valid; tcsetpgrp takes integers.
-    let result = unsafe {
-        let old = libc::signal(libc::SIGTTOU, libc::SIG_IGN);
-        let result = libc::tcsetpgrp(fd, libc::getpgrp());
-        libc::signal(libc::SIGTTOU, old);
-        result
-    };
+    // SAFETY: SIG_IGN is a valid disposition for SIGTTOU.
+    let old = unsafe { libc::signal(libc::SIGTTOU, libc::SIG_IGN) };
+    // SAFETY: integers only.
+    let result = unsafe { libc::tcsetpgrp(fd, nix::unistd::getpgrp().as_raw()) };
+    // SAFETY: the disposition is the one that was there before.
+    unsafe { libc::signal(libc::SIGTTOU, old) };
     Errno::result(result).map(drop)
 }
