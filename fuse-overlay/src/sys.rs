@@ -3,11 +3,18 @@
 //! Everything unsafe of this crate is in this file.
 #![allow(unsafe_code, reason = "the one module of this crate that calls the kernel directly")]
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, Range};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+use nix::errno::Errno;
+
+use crate::index::Timestamp;
 
 /// A read-only shared mapping of a whole file.
 ///
@@ -93,9 +100,102 @@ pub(crate) fn page_size() -> usize {
     usize::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(4096)
 }
 
-/// Asks the kernel to read a range of a file into the page cache soon. Advice only.
-pub(crate) fn will_need(file: &File, offset: u64, length: u64) {
-    let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else { return };
-    // SAFETY: the descriptor is open; the call only gives advice.
-    unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, length, libc::POSIX_FADV_WILLNEED) };
+/// What `statx` tells of a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FileStatus {
+    pub mode: u32,
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// As the kernel's `new_encode_dev`.
+    pub rdev: u32,
+    pub device: u64,
+    pub inode: u64,
+    pub size: u64,
+    pub blocks: u64,
+    pub atime: Timestamp,
+    pub mtime: Timestamp,
+    pub ctime: Timestamp,
+    /// Zero where the filesystem does not know.
+    pub btime: Timestamp,
+    /// Looking into this directory would mount something.
+    pub automount: bool,
+}
+
+/// Looks at `name` in a directory, or at the descriptor itself where the name is empty. Follows
+/// no symlink and mounts nothing.
+pub(crate) fn status(at: BorrowedFd<'_>, name: &CStr) -> Result<FileStatus, Errno> {
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT | libc::AT_EMPTY_PATH;
+    let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
+    let mut status = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the name ends in a NUL, and the kernel writes one statx structure.
+    let result = unsafe { libc::statx(at.as_raw_fd(), name.as_ptr(), flags, mask, status.as_mut_ptr()) };
+    Errno::result(result)?;
+    // SAFETY: it was zeroed, for which every field of the structure is valid.
+    let status = unsafe { status.assume_init() };
+    let time = |time: libc::statx_timestamp| Timestamp { seconds: time.tv_sec, nanoseconds: time.tv_nsec };
+    Ok(FileStatus {
+        mode: u32::from(status.stx_mode),
+        nlink: status.stx_nlink,
+        uid: status.stx_uid,
+        gid: status.stx_gid,
+        rdev: encode_device(status.stx_rdev_major, status.stx_rdev_minor),
+        device: u64::from(status.stx_dev_major) << 32 | u64::from(status.stx_dev_minor),
+        inode: status.stx_ino,
+        size: status.stx_size,
+        blocks: status.stx_blocks,
+        atime: time(status.stx_atime),
+        mtime: time(status.stx_mtime),
+        ctime: time(status.stx_ctime),
+        btime: time(status.stx_btime),
+        automount: status.stx_attributes & libc::STATX_ATTR_AUTOMOUNT as u64 != 0,
+    })
+}
+
+/// A device number as the kernel's `new_encode_dev`, which FUSE uses.
+pub(crate) fn encode_device(major: u32, minor: u32) -> u32 {
+    (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
+}
+
+/// Makes `to` share the data of `from`, where the filesystem can.
+pub(crate) fn clone_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: FICLONE takes a descriptor by value and touches no memory of ours.
+    let result = unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) };
+    Errno::result(result).map(drop)
+}
+
+/// The value of an xattr of an open file.
+pub(crate) fn get_xattr(file: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>, Errno> {
+    sized(|buffer| {
+        // SAFETY: the kernel writes at most as many bytes as the buffer has.
+        unsafe { libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
+    })
+}
+
+/// The names of an open file's xattrs, each ended by a NUL.
+pub(crate) fn list_xattrs(file: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    sized(|buffer| {
+        // SAFETY: the kernel writes at most as many bytes as the buffer has.
+        unsafe { libc::flistxattr(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) }
+    })
+}
+
+/// Calls with a buffer large enough for every xattr Linux allows (`XATTR_SIZE_MAX`,
+/// `XATTR_LIST_MAX`).
+fn sized(mut call: impl FnMut(&mut [u8]) -> isize) -> Result<Vec<u8>, Errno> {
+    let mut buffer = vec![0; 1 << 16];
+    let length = Errno::result(call(&mut buffer))?;
+    buffer.truncate(usize::try_from(length).unwrap_or(0));
+    Ok(buffer)
+}
+
+/// Counters that take up memory only where they have been counted.
+pub(crate) fn counters(length: usize) -> Box<[AtomicU64]> {
+    // Allocated as zeros, which the allocator takes from the kernel untouched.
+    let zeros: Box<[u64]> = vec![0u64; length].into_boxed_slice();
+    // Where 64-bit integers are aligned to less than atomics, the cast would be wrong.
+    const { assert!(align_of::<AtomicU64>() == align_of::<u64>()) };
+    // SAFETY: an AtomicU64 has the size of a u64 (documented) and, as asserted, its alignment;
+    // the box is owned and turned over whole.
+    unsafe { Box::from_raw(Box::into_raw(zeros) as *mut [AtomicU64]) }
 }

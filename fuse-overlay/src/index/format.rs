@@ -323,6 +323,11 @@ impl Image {
         self.counts
     }
 
+    /// The body's checksum, which tells indexes apart.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        self.body_checksum
+    }
+
     /// Checks the body against the checksum in the header: reads the whole file.
     pub(crate) fn verify(&self) -> Result<(), IndexError> {
         if xxh64(&self.bytes()[HEADER_SIZE..]) == self.body_checksum {

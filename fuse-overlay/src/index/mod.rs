@@ -21,6 +21,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
 pub(crate) use format::{Corrupt, Image, Kind, NodeRecord, ROOT_ID};
+pub(crate) use hash::xxh64;
 pub(crate) use layout::render;
 pub use read::{Metadata, ReadError};
 pub use tree::{Extent, Timestamp};

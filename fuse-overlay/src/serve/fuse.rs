@@ -8,17 +8,19 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    Config, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry,
-    ReplyOpen, ReplyStatfs, ReplyXattr, Request, Session, SessionACL,
+    BsdFileFlags, Config, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use nix::errno::Errno;
 
 use super::attr::{Attr, Entry};
-use super::backend::{Backend, Traits};
+use super::backend::{Answer, At, Backend, Caller, New, Place, RenameKind, SetAttr, SetTime, Traits};
 use crate::index::Timestamp;
 use crate::mount::MAX_REQUEST_BYTES;
 
@@ -45,6 +47,11 @@ struct Adapter<B> {
 }
 
 impl<B: Backend> Adapter<B> {
+    fn make(&self, request: &Request, parent: INodeNo, name: &OsStr, new: New<'_>, reply: ReplyEntry) {
+        let place = Place { parent: parent.0, name: name.as_bytes() };
+        entry_reply(reply, self.backend.make(place, new, caller(request)));
+    }
+
     fn negative(&self) -> FileAttr {
         // Inode 0 is how FUSE says that a name does not exist and may be remembered as such.
         FileAttr { ino: INodeNo(0), ..file_attr(&NO_ATTR) }
@@ -70,12 +77,21 @@ impl<B: Backend> Filesystem for Adapter<B> {
         let mut wanted = InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_PARALLEL_DIROPS
-            | InitFlags::FUSE_CACHE_SYMLINKS
-            | InitFlags::FUSE_EXPORT_SUPPORT;
+            | InitFlags::FUSE_ASYNC_DIO;
         if self.traits.stateless {
-            wanted |= InitFlags::FUSE_NO_OPEN_SUPPORT
-                | InitFlags::FUSE_NO_OPENDIR_SUPPORT
-                | InitFlags::FUSE_EXPLICIT_INVAL_DATA;
+            wanted |= InitFlags::FUSE_NO_OPEN_SUPPORT | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
+        }
+        if self.traits.changes_underneath {
+            wanted |= InitFlags::FUSE_AUTO_INVAL_DATA;
+        } else {
+            wanted |= InitFlags::FUSE_EXPLICIT_INVAL_DATA | InitFlags::FUSE_CACHE_SYMLINKS;
+        }
+        if self.traits.writable {
+            // The server clears setuid bits and capabilities: it saves the kernel a question
+            // before every write.
+            wanted |= InitFlags::FUSE_HANDLE_KILLPRIV_V2;
+        } else if self.traits.stateless {
+            wanted |= InitFlags::FUSE_EXPORT_SUPPORT;
         }
         // An older kernel lacks some; each only saves requests.
         let _ = config.add_capabilities(wanted & config.capabilities());
@@ -87,16 +103,10 @@ impl<B: Backend> Filesystem for Adapter<B> {
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.backend.lookup(parent.0, name.as_bytes()) {
-            Ok(entry) => reply.entry_with_ttls(
-                &entry.attr_ttl,
-                &entry.entry_ttl,
-                &file_attr(&entry.attr),
-                Generation(entry.generation),
-            ),
             Err(Errno::ENOENT) if !self.traits.negative_ttl.is_zero() => {
                 reply.entry(&self.traits.negative_ttl, &self.negative(), Generation(0));
             }
-            Err(errno) => reply.error(errno_of(errno)),
+            answer => entry_reply(reply, answer),
         }
     }
 
@@ -124,20 +134,36 @@ impl<B: Backend> Filesystem for Adapter<B> {
         }
     }
 
-    fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if self.traits.stateless {
-            reply.error(fuser::Errno::ENOSYS);
-        } else {
-            reply.opened(FileHandle(0), FopenFlags::empty());
+            return reply.error(fuser::Errno::ENOSYS);
+        }
+        match self.backend.open(ino.0, flags.0) {
+            Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            Err(errno) => reply.error(errno_of(errno)),
         }
     }
 
-    fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         if self.traits.stateless {
-            reply.error(fuser::Errno::ENOSYS);
-        } else {
-            reply.opened(FileHandle(0), FopenFlags::empty());
+            return reply.error(fuser::Errno::ENOSYS);
         }
+        match self.backend.opendir(ino.0) {
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(errno) => reply.error(errno_of(errno)),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.backend.releasedir(handle.0);
+        reply.ok();
     }
 
     fn read(
@@ -152,7 +178,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         reply: ReplyData,
     ) {
         let mut reply = Some(reply);
-        let outcome = self.backend.read(ino.0, offset, size, |data| {
+        let outcome = self.backend.read(At { ino: ino.0, offset }, size, |data| {
             if let Some(reply) = reply.take() {
                 reply.data(data);
             }
@@ -166,11 +192,12 @@ impl<B: Backend> Filesystem for Adapter<B> {
         &self,
         _request: &Request,
         ino: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let outcome = self.backend.readdir(ino.0, offset, |listed| {
+        let at = At { ino: ino.0, offset };
+        let outcome = self.backend.readdir(at, handle.0, |listed| {
             let name = OsStr::from_bytes(listed.name);
             !reply.add(INodeNo(listed.ino), listed.next, file_type(listed.file_type), name)
         });
@@ -184,11 +211,12 @@ impl<B: Backend> Filesystem for Adapter<B> {
         &self,
         _request: &Request,
         ino: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let outcome = self.backend.readdirplus(ino.0, offset, |listed, entry: &Entry| {
+        let at = At { ino: ino.0, offset };
+        let outcome = self.backend.readdirplus(at, handle.0, |listed, entry: &Entry| {
             let name = OsStr::from_bytes(listed.name);
             let attr = file_attr(&entry.attr);
             let generation = Generation(entry.generation);
@@ -198,6 +226,236 @@ impl<B: Backend> Filesystem for Adapter<B> {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno_of(errno)),
         }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        self.make(request, parent, name, New::Node { mode, rdev }, reply);
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        self.make(request, parent, name, New::Directory { mode }, reply);
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = target.as_os_str().as_bytes();
+        self.make(request, parent, name, New::Symlink { target }, reply);
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        // Without CREATE the kernel makes a node and opens it, which needs no request: so it
+        // takes one request instead of two.
+        if self.traits.stateless {
+            return reply.error(fuser::Errno::ENOSYS);
+        }
+        let place = Place { parent: parent.0, name: name.as_bytes() };
+        let mode = mode & 0o7777 | libc::S_IFREG;
+        match self.backend.make(place, New::Node { mode, rdev: 0 }, caller(request)) {
+            Ok(entry) => reply.created(
+                &entry.attr_ttl,
+                &file_attr(&entry.attr),
+                Generation(entry.generation),
+                FileHandle(0),
+                FopenFlags::FOPEN_KEEP_CACHE,
+            ),
+            Err(errno) => reply.error(errno_of(errno)),
+        }
+    }
+
+    fn link(&self, _request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let place = Place { parent: parent.0, name: name.as_bytes() };
+        entry_reply(reply, self.backend.link(ino.0, place));
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty_reply(reply, self.backend.unlink(Place { parent: parent.0, name: name.as_bytes() }));
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty_reply(reply, self.backend.rmdir(Place { parent: parent.0, name: name.as_bytes() }));
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let kind = if flags.is_empty() {
+            RenameKind::Replace
+        } else if flags == RenameFlags::RENAME_NOREPLACE {
+            RenameKind::NoReplace
+        } else if flags == RenameFlags::RENAME_EXCHANGE {
+            RenameKind::Exchange
+        } else {
+            return reply.error(fuser::Errno::EINVAL);
+        };
+        let from = Place { parent: parent.0, name: name.as_bytes() };
+        let to = Place { parent: new_parent.0, name: new_name.as_bytes() };
+        empty_reply(reply, self.backend.rename(from, to, kind));
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttr { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
+        match self.backend.setattr(ino.0, set, caller(request)) {
+            Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
+            Err(errno) => reply.error(errno_of(errno)),
+        }
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        match self.backend.write(At { ino: ino.0, offset }, data, kill) {
+            // A request is at most MAX_REQUEST_BYTES long.
+            Ok(()) => reply.written(data.len() as u32),
+            Err(errno) => reply.error(errno_of(errno)),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        empty_reply(reply, self.backend.fallocate(At { ino: ino.0, offset }, length, mode));
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(fuser::Errno::ENXIO) };
+        match self.backend.seek(At { ino: ino.0, offset }, whence) {
+            Ok(found) => reply.offset(found.cast_signed()),
+            Err(errno) => reply.error(errno_of(errno)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        from: INodeNo,
+        _from_handle: FileHandle,
+        from_offset: u64,
+        to: INodeNo,
+        _to_handle: FileHandle,
+        to_offset: u64,
+        length: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let from = At { ino: from.0, offset: from_offset };
+        let to = At { ino: to.0, offset: to_offset };
+        match self.backend.copy_range(from, to, length) {
+            Ok(done) => reply.written(u32::try_from(done).unwrap_or(u32::MAX)),
+            Err(errno) => reply.error(errno_of(errno)),
+        }
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        empty_reply(reply, self.backend.fsync(ino.0, data_only));
+    }
+
+    fn fsyncdir(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        empty_reply(reply, self.backend.fsync(ino.0, data_only));
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        empty_reply(reply, self.backend.setxattr(ino.0, name.as_bytes(), value, flags));
+    }
+
+    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty_reply(reply, self.backend.removexattr(ino.0, name.as_bytes()));
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -239,6 +497,29 @@ impl<B: Backend> Filesystem for Adapter<B> {
             Err(errno) => reply.error(errno_of(errno)),
         }
     }
+}
+
+fn entry_reply(reply: ReplyEntry, answer: Answer<Entry>) {
+    match answer {
+        Ok(entry) => reply.entry_with_ttls(
+            &entry.attr_ttl,
+            &entry.entry_ttl,
+            &file_attr(&entry.attr),
+            Generation(entry.generation),
+        ),
+        Err(errno) => reply.error(errno_of(errno)),
+    }
+}
+
+fn empty_reply(reply: ReplyEmpty, answer: Answer<()>) {
+    match answer {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno_of(errno)),
+    }
+}
+
+fn caller(request: &Request) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid() }
 }
 
 /// Size 0 asks how large the value is.
@@ -292,4 +573,23 @@ fn system_time(time: Timestamp) -> SystemTime {
     let whole =
         if time.seconds < 0 { UNIX_EPOCH.checked_sub(seconds) } else { UNIX_EPOCH.checked_add(seconds) };
     whole.and_then(|whole| whole.checked_add(nanoseconds)).unwrap_or(UNIX_EPOCH)
+}
+
+fn set_time(time: TimeOrNow) -> SetTime {
+    match time {
+        TimeOrNow::Now => SetTime::Now,
+        TimeOrNow::SpecificTime(time) => SetTime::At(timestamp(time)),
+    }
+}
+
+/// Undoes what `fuser` 0.18 makes of the kernel's seconds and nanoseconds: before 1970 it takes
+/// the nanoseconds off where they should be put on (its `system_time_from_time`), which loses
+/// nothing, so that it can be turned back. To be simplified when it is mended there.
+fn timestamp(time: SystemTime) -> Timestamp {
+    let (negative, distance) = match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => (false, since),
+        Err(before) => (true, before.duration()),
+    };
+    let seconds = i64::try_from(distance.as_secs()).unwrap_or(i64::MAX);
+    Timestamp { seconds: if negative { -seconds } else { seconds }, nanoseconds: distance.subsec_nanos() }
 }

@@ -7,7 +7,10 @@
 
 mod attr;
 mod backend;
+mod buffer;
+mod directory;
 mod fuse;
+mod overlay;
 mod packed;
 
 use std::fs::File;
@@ -16,6 +19,11 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+pub use self::overlay::UpperError;
+
+use self::directory::Directory;
+use self::overlay::{LowerFs, Overlay};
+use self::packed::Packed;
 use crate::index::MergedIndex;
 
 /// What lies below, unchanged by anything this server does.
@@ -139,12 +147,12 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
-    /// This lower cannot be served in this mode.
-    #[error("{what} is not supported")]
-    Unsupported {
-        /// What was asked for.
-        what: &'static str,
-    },
+    /// The lower directory cannot be looked at.
+    #[error("cannot use the lower directory")]
+    Directory(#[source] io::Error),
+    /// The upper cannot be used.
+    #[error("cannot use the directory for changes")]
+    Upper(#[source] UpperError),
     /// The connection ended with an error.
     #[error("the FUSE connection failed")]
     Connection(#[source] io::Error),
@@ -159,7 +167,8 @@ pub struct Server {
 
 #[derive(Debug)]
 enum Backend {
-    Packed(packed::Packed),
+    Packed(Box<Packed>),
+    Overlay(Box<Overlay>),
 }
 
 impl Server {
@@ -168,18 +177,26 @@ impl Server {
     /// # Errors
     /// [`ServeError`].
     pub fn new(lower: Lower, mode: Mode, ids: Ids, options: Options) -> Result<Self, ServeError> {
-        let backend = match (lower, mode) {
-            (Lower::Packed { index, layers }, Mode::ReadOnly) => {
-                Backend::Packed(packed::Packed::new(index, layers, ids)?)
+        let lower = match lower {
+            Lower::Packed { index, layers } => {
+                let packed = Packed::new(index, layers, ids)?;
+                if matches!(mode, Mode::ReadOnly) {
+                    return Ok(Self { backend: Backend::Packed(Box::new(packed)), options });
+                }
+                LowerFs::packed(packed)
             }
-            (Lower::Packed { .. }, Mode::Overlay { .. }) => {
-                return Err(ServeError::Unsupported { what: "writing over packed layers" });
-            }
-            (Lower::Directory(_), _) => {
-                return Err(ServeError::Unsupported { what: "a directory as a lower layer" });
+            Lower::Directory(directory) => {
+                let directory = Directory::new(directory, ids);
+                LowerFs::Directory(directory.map_err(|errno| ServeError::Directory(errno.into()))?)
             }
         };
-        Ok(Self { backend, options })
+        let overlay = match mode {
+            Mode::ReadOnly => Overlay::read_only(lower),
+            Mode::Overlay { upper, volatile } => {
+                Overlay::open(lower, upper, volatile).map_err(ServeError::Upper)?
+            }
+        };
+        Ok(Self { backend: Backend::Overlay(Box::new(overlay)), options })
     }
 
     /// Answers requests until the filesystem is unmounted or the connection aborted. `device` is
@@ -190,7 +207,8 @@ impl Server {
     pub fn serve(self, device: OwnedFd) -> Result<(), ServeError> {
         let threads = self.options.threads.get();
         match self.backend {
-            Backend::Packed(packed) => fuse::serve(packed, device, threads),
+            Backend::Packed(packed) => fuse::serve(*packed, device, threads),
+            Backend::Overlay(overlay) => fuse::serve(*overlay, device, threads),
         }
         .map_err(ServeError::Connection)
     }

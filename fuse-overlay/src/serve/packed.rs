@@ -10,16 +10,17 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::attr::{Attr, Entry, FOREVER, Statfs};
-use super::backend::{Answer, Backend, Listed, Traits};
-use super::{Ids, ServeError};
-use crate::index::{Corrupt, Image, MergedIndex, NodeRecord, ROOT_ID};
-use crate::sys::{self, Mapping};
+use super::backend::{Answer, At, Backend, Listed, Traits};
+use super::{Ids, ServeError, buffer};
+use crate::index::{Corrupt, Extent, Image, MergedIndex, NodeRecord, ROOT_ID};
+use crate::sys::Mapping;
 
 /// How far ahead a cold read asks the disk to go: small files lie side by side in a tar, and
 /// who reads one usually reads the next.
-const READ_AHEAD_BYTES: u64 = 1 << 20;
+const READ_AHEAD_BYTES: i64 = 1 << 20;
 
 /// Names that overlay filesystems keep for themselves. Were an image's own shown, the kernel's
 /// overlayfs on top of this mount would obey them.
@@ -60,7 +61,7 @@ impl Packed {
         Ok(Self { index, layers, ids })
     }
 
-    fn image(&self) -> &Image {
+    pub(super) fn image(&self) -> &Image {
         self.index.image()
     }
 
@@ -69,7 +70,7 @@ impl Packed {
         self.image().node(id).map(|node| (id, node)).map_err(|_| Errno::ESTALE)
     }
 
-    fn attr(&self, id: u32, node: &NodeRecord) -> Attr {
+    pub(super) fn attr(&self, id: u32, node: &NodeRecord) -> Attr {
         Attr {
             ino: u64::from(id),
             mode: node.mode,
@@ -105,34 +106,68 @@ impl Packed {
     }
 
     /// Walks a directory's names from `offset` on: 0 is `.`, 1 is `..`, then the index's order.
-    fn walk(
-        &self,
-        ino: u64,
-        offset: u64,
-        mut sink: impl FnMut(Listed<'_>, u32, bool) -> Answer<bool>,
-    ) -> Answer<()> {
-        let (id, node) = self.node(ino)?;
-        if !node.is_directory() {
-            return Err(Errno::ENOTDIR);
-        }
+    fn walk(&self, at: At, mut sink: impl FnMut(Listed<'_>, &NodeRecord) -> Answer<bool>) -> Answer<()> {
+        let (id, node) = self.node(at.ino)?;
         for (place, name, target) in [(0, &b"."[..], id), (1, b"..", node.parent)] {
             let listed = Listed { name, next: place + 1, ino: target.into(), file_type: libc::S_IFDIR };
-            if offset <= place && !sink(listed, target, true)? {
+            if at.offset <= place && !sink(listed, &self.image().node(target)?)? {
                 return Ok(());
             }
         }
+        self.names(At { offset: at.offset.max(2), ..at }, |listed| {
+            let node = self.node(listed.ino)?.1;
+            sink(listed, &node)
+        })
+    }
+
+    /// Walks a directory's names without the dots; their places begin at 2.
+    pub(super) fn names(&self, at: At, mut sink: impl FnMut(Listed<'_>) -> Answer<bool>) -> Answer<()> {
+        let (_, node) = self.node(at.ino)?;
+        if !node.is_directory() {
+            return Err(Errno::ENOTDIR);
+        }
         let entries = self.image().entries_of(&node)?;
-        let skip = u32::try_from(offset.saturating_sub(2)).map_err(|_| Errno::EINVAL)?;
+        let skip = u32::try_from(at.offset.saturating_sub(2)).map_err(|_| Errno::EINVAL)?;
         for index in entries.start.saturating_add(skip)..entries.end {
             let (entry, name) = self.image().entry(index)?;
             let next = u64::from(index - entries.start) + 3;
             let file_type = u32::from(entry.kind) << 12;
-            let listed = Listed { name, next, ino: entry.node.into(), file_type };
-            if !sink(listed, entry.node, false)? {
-                return Ok(());
+            if !sink(Listed { name, next, ino: entry.node.into(), file_type })? {
+                break;
             }
         }
         Ok(())
+    }
+
+    /// Looks a name up: the node id. `.` and `..` are asked for by the kernel when it opens a
+    /// file handle.
+    pub(super) fn child(&self, parent: u64, name: &[u8]) -> Answer<Option<u32>> {
+        let (id, node) = self.node(parent)?;
+        match name {
+            b"." => Ok(Some(id)),
+            _ if !node.is_directory() => Err(Errno::ENOTDIR),
+            b".." => Ok(Some(node.parent)),
+            name => Ok(self.image().lookup(&node, name)?),
+        }
+    }
+
+    /// A file's data: each run with the layer's file that holds it.
+    pub(super) fn runs(&self, node: &NodeRecord) -> impl Iterator<Item = Answer<(&File, Extent)>> {
+        let node = *node;
+        (0..node.count).map(move |index| {
+            let extent = self.image().extent(&node, index)?;
+            let layer = self.layers.get(extent.layer as usize).ok_or(Errno::EIO)?;
+            Ok((&layer.file, extent))
+        })
+    }
+
+    /// All xattrs of a node that may be shown.
+    pub(super) fn xattrs(&self, ino: u64) -> Answer<Vec<(&[u8], &[u8])>> {
+        let (_, node) = self.node(ino)?;
+        let all = (0..node.xattr_count).map(|index| self.image().xattr(&node, index));
+        let mut found = all.collect::<Result<Vec<_>, Corrupt>>()?;
+        found.retain(|(name, _)| !is_overlay_xattr(name));
+        Ok(found)
     }
 
     /// Fills `buffer`, which starts at `offset` of the file, with what its extents hold.
@@ -186,25 +221,26 @@ impl Packed {
         if layer.data.resident(range.clone()) {
             return layer.data.get(range);
         }
-        sys::will_need(&layer.file, range.start as u64, READ_AHEAD_BYTES.max(length as u64));
+        let (start, length) = (range.start as i64, READ_AHEAD_BYTES.max(length as i64));
+        // Advice: what is wrong with it, the read itself will find.
+        let _ = posix_fadvise(&layer.file, start, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
         None
     }
 }
 
 impl Backend for Packed {
     fn traits(&self) -> Traits {
-        Traits { stateless: true, no_xattrs: !self.index.has_xattrs(), negative_ttl: FOREVER }
+        Traits {
+            stateless: true,
+            changes_underneath: false,
+            no_xattrs: !self.index.has_xattrs(),
+            writable: false,
+            negative_ttl: FOREVER,
+        }
     }
 
     fn lookup(&self, parent: u64, name: &[u8]) -> Answer<Entry> {
-        let (id, node) = self.node(parent)?;
-        // The kernel asks for `.` and `..` when it opens a file handle.
-        let found = match name {
-            b"." => id,
-            _ if !node.is_directory() => return Err(Errno::ENOTDIR),
-            b".." => node.parent,
-            name => self.image().lookup(&node, name)?.ok_or(Errno::ENOENT)?,
-        };
+        let found = self.child(parent, name)?.ok_or(Errno::ENOENT)?;
         Ok(self.entry(found, &self.image().node(found)?))
     }
 
@@ -223,7 +259,8 @@ impl Backend for Packed {
         Ok(then(self.image().link_target(&node)?))
     }
 
-    fn read<R>(&self, ino: u64, offset: u64, size: u32, then: impl FnOnce(&[u8]) -> R) -> Answer<R> {
+    fn read<R>(&self, at: At, size: u32, then: impl FnOnce(&[u8]) -> R) -> Answer<R> {
+        let At { ino, offset } = at;
         let (_, node) = self.node(ino)?;
         if node.file_type() != libc::S_IFREG {
             return Err(Errno::EINVAL);
@@ -235,24 +272,25 @@ impl Backend for Packed {
         if let Some(data) = self.mapped(&node, offset, length) {
             return Ok(then(data));
         }
-        let mut buffer = vec![0; length];
-        self.read_into(&node, offset, &mut buffer)?;
-        Ok(then(&buffer))
+        buffer::with(length, |buffer| {
+            self.read_into(&node, offset, buffer)?;
+            Ok(then(buffer))
+        })
     }
 
-    fn readdir(&self, ino: u64, offset: u64, mut sink: impl FnMut(Listed<'_>) -> bool) -> Answer<()> {
-        self.walk(ino, offset, |listed, _, _| Ok(sink(listed)))
+    fn readdir(&self, at: At, _handle: u64, mut sink: impl FnMut(Listed<'_>) -> bool) -> Answer<()> {
+        self.walk(at, |listed, _| Ok(sink(listed)))
     }
 
     fn readdirplus(
         &self,
-        ino: u64,
-        offset: u64,
+        at: At,
+        _handle: u64,
         mut sink: impl FnMut(Listed<'_>, &Entry) -> bool,
     ) -> Answer<()> {
-        self.walk(ino, offset, |listed, id, _| {
-            let node = self.image().node(id)?;
-            Ok(sink(listed, &self.entry(id, &node)))
+        self.walk(at, |listed, node| {
+            let entry = self.entry(u32::try_from(listed.ino).map_err(|_| Errno::EIO)?, node);
+            Ok(sink(listed, &entry))
         })
     }
 
@@ -271,16 +309,45 @@ impl Backend for Packed {
     }
 
     fn listxattr(&self, ino: u64) -> Answer<Vec<u8>> {
-        let (_, node) = self.node(ino)?;
         let mut names = Vec::new();
-        for index in 0..node.xattr_count {
-            let (name, _) = self.image().xattr(&node, index)?;
-            if !is_overlay_xattr(name) {
-                names.extend_from_slice(name);
-                names.push(0);
-            }
+        for (name, _) in self.xattrs(ino)? {
+            names.extend_from_slice(name);
+            names.push(0);
         }
         Ok(names)
+    }
+
+    fn seek(&self, at: At, whence: i32) -> Answer<u64> {
+        let (_, node) = self.node(at.ino)?;
+        if node.file_type() != libc::S_IFREG {
+            return Err(Errno::EINVAL);
+        }
+        if at.offset >= node.size {
+            return Err(Errno::ENXIO);
+        }
+        let mut place = at.offset;
+        for index in self.first_extent(&node, at.offset)?..node.count {
+            let extent = self.image().extent(&node, index)?;
+            if extent.logical > place {
+                break;
+            }
+            match whence {
+                libc::SEEK_DATA => return Ok(place),
+                _ => place = extent.logical.saturating_add(extent.length),
+            }
+        }
+        match whence {
+            libc::SEEK_HOLE => Ok(place.min(node.size)),
+            libc::SEEK_DATA => {
+                let first = self.first_extent(&node, at.offset)?;
+                if first < node.count {
+                    Ok(self.image().extent(&node, first)?.logical)
+                } else {
+                    Err(Errno::ENXIO)
+                }
+            }
+            _ => Err(Errno::EINVAL),
+        }
     }
 
     fn statfs(&self) -> Answer<Statfs> {
