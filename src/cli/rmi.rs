@@ -1,12 +1,45 @@
-//! A place for the image and volume verbs, which land next.
+//! Remove one or more images
+
+use super::images::{image_error, uses};
 use super::{Context, Exit, Outcome};
-/// Arguments.
+use crate::image::{self, ImageError};
+use crate::store::Store;
+
+/// Remove one or more images
 #[derive(clap::Args, Debug)]
-pub struct Args {}
-/// Runs it.
+pub struct Args {
+    /// Force removal of the image
+    #[arg(short, long)]
+    force: bool,
+    /// Do not delete untagged parents
+    #[arg(long)]
+    no_prune: bool,
+    /// IMAGE [IMAGE...]
+    #[arg(required = true)]
+    images: Vec<String>,
+}
+
+/// Removes each and prints what went. What is not there is no failure with `-f`.
 ///
 /// # Errors
-/// None.
-pub fn run(_: &Context, _: &Args) -> Outcome {
-    Ok(Exit::Success)
+/// The store cannot be read.
+pub fn run(ctx: &Context, args: &Args) -> Outcome {
+    let store = Store::open(&ctx.root)?;
+    let (mut errors, mut fatal) = (Vec::new(), false);
+    for text in &args.images {
+        match image::remove(&store, text, args.force, &uses(ctx)?) {
+            Ok(removal) => {
+                removal.untagged.iter().for_each(|name| println!("Untagged: {name}"));
+                removal.deleted.iter().for_each(|id| println!("Deleted: {id}"));
+            }
+            Err(error) => {
+                fatal |= !args.force || !matches!(error, ImageError::NotFound(_));
+                errors.push(image_error(error));
+            }
+        }
+    }
+    for error in errors {
+        eprintln!("{}", error.render());
+    }
+    Ok(if fatal { Exit::Failure } else { Exit::Success })
 }

@@ -1,12 +1,85 @@
-//! A place for the image and volume verbs, which land next.
-use super::{Context, Exit, Outcome};
-/// Arguments.
+//! Save one or more images to a tar archive (streamed to STDOUT by default)
+
+use std::fs::{self, File, OpenOptions};
+use std::io::IsTerminal as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::images::image_error;
+use super::{CliError, Context, Exit, Outcome};
+use crate::image::{self, ImageError};
+use crate::store::Store;
+
+/// Save one or more images to a tar archive (streamed to STDOUT by default)
 #[derive(clap::Args, Debug)]
-pub struct Args {}
-/// Runs it.
+pub struct Args {
+    /// Write to a file, instead of STDOUT
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// IMAGE [IMAGE...]
+    #[arg(required = true)]
+    images: Vec<String>,
+}
+
+/// Writes the archive; a file appears under its name when it is whole.
 ///
 /// # Errors
-/// None.
-pub fn run(_: &Context, _: &Args) -> Outcome {
+/// No such image, or the archive cannot be written.
+pub fn run(ctx: &Context, args: &Args) -> Outcome {
+    let store = Store::open(&ctx.root)?;
+    let save =
+        |file: &mut File, path: &Path| image::save(&store, &args.images, file, path).map_err(image_error);
+    match &args.output {
+        None => {
+            if std::io::stdout().is_terminal() {
+                return Err(CliError::new(
+                    "cowardly refusing to save to a terminal. Use the -o flag or redirect",
+                ));
+            }
+            save(
+                &mut File::from(std::io::stdout().as_fd().try_clone_to_owned()?),
+                Path::new("standard output"),
+            )?;
+        }
+        // A pipe or a device has no place beside it for an unfinished file.
+        Some(path) if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) => {
+            let failed = |source| image_error(ImageError::Write { path: path.clone(), source });
+            save(&mut OpenOptions::new().write(true).open(path).map_err(failed)?, path)?;
+        }
+        Some(path) => {
+            let unfinished = Unfinished::beside(path)?;
+            let mut options = OpenOptions::new();
+            let failed = |source| image_error(ImageError::Write { path: path.clone(), source });
+            let mut file =
+                options.write(true).create_new(true).mode(0o600).open(&unfinished.path).map_err(failed)?;
+            save(&mut file, path)?;
+            fs::rename(&unfinished.path, path).map_err(failed)?;
+        }
+    }
     Ok(Exit::Success)
+}
+
+/// A file that goes away unless it is renamed.
+struct Unfinished {
+    path: PathBuf,
+}
+
+impl Unfinished {
+    fn beside(path: &Path) -> Result<Self, CliError> {
+        let name = path
+            .file_name()
+            .ok_or_else(|| CliError::new(format!("invalid output path: {}", path.display())))?;
+        let mut unfinished = std::ffi::OsString::from(".");
+        unfinished.push(name);
+        unfinished.push(format!(".{}", std::process::id()));
+        Ok(Self { path: path.with_file_name(unfinished) })
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Gone already when it was renamed.
+        let _ = fs::remove_file(&self.path);
+    }
 }

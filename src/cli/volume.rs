@@ -1,25 +1,366 @@
-//! A place for the image and volume verbs, which land next.
-use super::{Context, Exit, Outcome};
-/// Runs it.
-///
-/// # Errors
-/// None.
-pub fn run(_: &Context, _: Verb) -> Outcome {
-    Ok(Exit::Success)
-}
-/// The verbs of volumes.
+//! Manage volumes
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::format::{Table, human_size_exact, render_inspect};
+use super::{CliError, Context, Exit, Outcome};
+use crate::id::{ContainerId, Name};
+use crate::sandbox::idmap::{Facts, choose};
+use crate::store::containers::Containers;
+use crate::store::volumes::{Volume, VolumeMeta};
+use crate::store::{Store, StoreError};
+use crate::supervisor::remove;
+use crate::sys;
+
+/// Manage volumes
+#[expect(missing_docs, reason = "clap takes the help of each verb from the type of its arguments")]
 #[derive(clap::Subcommand, Debug)]
 pub enum Verb {
-    /// List volumes
-    Ls,
+    Create(CreateArgs),
+    Inspect(InspectArgs),
+    #[command(visible_alias = "list")]
+    Ls(ListArgs),
+    Prune(PruneArgs),
+    #[command(visible_alias = "remove")]
+    Rm(RemoveArgs),
 }
+
+/// Create a volume
+#[derive(clap::Args, Debug)]
+pub struct CreateArgs {
+    /// Specify volume driver name
+    #[arg(short, long, default_value = LOCAL)]
+    driver: String,
+    /// Set metadata for a volume
+    #[arg(long, value_name = "KEY=VALUE")]
+    label: Vec<String>,
+    /// Set driver specific options
+    #[arg(short, long = "opt", value_name = "KEY=VALUE")]
+    options: Vec<String>,
+    /// [VOLUME]
+    name: Option<String>,
+}
+
+/// Display detailed information on one or more volumes
+#[derive(clap::Args, Debug)]
+pub struct InspectArgs {
+    /// Format output using a custom template: 'json', or 'TEMPLATE'
+    #[arg(short, long)]
+    format: Option<String>,
+    /// VOLUME [VOLUME...]
+    #[arg(required = true)]
+    volumes: Vec<String>,
+}
+
+/// List volumes
+#[derive(clap::Args, Debug)]
+pub struct ListArgs {
+    /// Provide filter values: dangling, driver, label, name
+    #[arg(short, long, value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Format output using a custom template: 'table', 'table TEMPLATE', 'json', or 'TEMPLATE'
+    #[arg(long, default_value = "", hide_default_value = true)]
+    format: String,
+    /// Only display volume names
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Remove unused local volumes
+#[derive(clap::Args, Debug)]
+pub struct PruneArgs {
+    /// Remove all unused volumes, not just anonymous ones
+    #[arg(short, long)]
+    all: bool,
+    /// Provide filter values (e.g. "label=<label>")
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    force: bool,
+}
+
+/// Remove one or more volumes
+#[derive(clap::Args, Debug)]
+pub struct RemoveArgs {
+    /// Force the removal of one or more volumes
+    #[arg(short, long)]
+    force: bool,
+    /// VOLUME [VOLUME...]
+    #[arg(required = true)]
+    volumes: Vec<String>,
+}
+
+/// The one driver.
+const LOCAL: &str = "local";
+
+const HEADINGS: &[(&str, &str)] = &[
+    ("Availability", "AVAILABILITY"),
+    ("Driver", "DRIVER"),
+    ("Group", "GROUP"),
+    ("Labels", "LABELS"),
+    ("Links", "LINKS"),
+    ("Mountpoint", "MOUNTPOINT"),
+    ("Name", "VOLUME NAME"),
+    ("Scope", "SCOPE"),
+    ("Size", "SIZE"),
+    ("Status", "STATUS"),
+];
+const COLUMNS: &str = "{{.Driver}}\t{{.Name}}";
+/// What Docker shows for what `ls` does not find out.
+const UNKNOWN: &str = "N/A";
+
+/// Does one of them.
+///
+/// # Errors
+/// Those of the verb.
+pub fn run(ctx: &Context, verb: Verb) -> Outcome {
+    match verb {
+        Verb::Create(args) => create(ctx, &args),
+        Verb::Inspect(args) => inspect(ctx, &args),
+        Verb::Ls(args) => list(ctx, &args),
+        Verb::Prune(args) => prune(ctx, &args),
+        Verb::Rm(args) => remove_each(ctx, &args),
+    }
+}
+
+fn create(ctx: &Context, args: &CreateArgs) -> Outcome {
+    if args.driver != LOCAL {
+        return Err(CliError::new(format!(
+            "error looking up volume plugin {0}: plugin \"{0}\" not found",
+            args.driver
+        ))
+        .with_hint("the only driver is local"));
+    }
+    if let Some(option) = args.options.first() {
+        return Err(CliError::new(format!("the volume option {option:?} is not supported"))
+            .with_hint("mount the file system yourself and bind it with -v; a tmpfs is made with --tmpfs"));
+    }
+    let store = Store::open(&ctx.root)?;
+    let name: Name = match &args.name {
+        Some(name) => parse_new_name(name)?,
+        None => ContainerId::from_random(&sys::process::random_bytes()?).to_string().parse()?,
+    };
+    let mut meta = VolumeMeta::new(args.name.is_none());
+    meta.labels = args.label.iter().map(|label| key_value(label)).collect();
+    let _lock = store.lock_volumes()?;
+    store.create_volume(&name, &meta)?;
+    println!("{name}");
+    Ok(Exit::Success)
+}
+
+fn parse_new_name(text: &str) -> Result<Name, CliError> {
+    if text.chars().count() == 1 {
+        return Err(CliError::new(format!(
+            "create {text}: volume name is too short, names should be at least two alphanumeric characters"
+        )));
+    }
+    text.parse().map_err(|_| StoreError::VolumeName(text.to_owned()).into())
+}
+
+fn key_value(text: &str) -> (String, String) {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    (key.to_owned(), value.to_owned())
+}
+
+fn inspect(ctx: &Context, args: &InspectArgs) -> Outcome {
+    let store = Store::open(&ctx.root)?;
+    let (mut objects, mut errors) = (Vec::new(), Vec::new());
+    for text in &args.volumes {
+        match find(&store, text) {
+            Ok(volume) => objects.push(describe(&volume)),
+            Err(error) => errors.push(CliError::from(error)),
+        }
+    }
+    let format = args.format.as_deref();
+    if !objects.is_empty() || format.is_none_or(|format| format.is_empty() || format == "json") {
+        print!("{}", render_inspect(format, &objects)?);
+    }
+    for error in &errors {
+        eprintln!("{}", error.render());
+    }
+    Ok(if errors.is_empty() { Exit::Success } else { Exit::Failure })
+}
+
+/// What no volume can be called is the name of none.
+fn find(store: &Store, text: &str) -> Result<Volume, StoreError> {
+    let name: Name = text.parse().map_err(|_| StoreError::NoSuchVolume(text.to_owned()))?;
+    store.volume(&name)
+}
+
+/// Docker's JSON of a volume (Engine API, VolumeInspect).
+#[must_use]
+pub fn describe(volume: &Volume) -> Value {
+    let or_null = |map: &BTreeMap<String, String>| if map.is_empty() { Value::Null } else { json!(map) };
+    json!({
+        "CreatedAt": Timestamp::from_second(volume.meta.created_seconds).unwrap_or_default().to_string(),
+        "Driver": LOCAL,
+        "Labels": or_null(&volume.meta.labels),
+        "Mountpoint": volume.data,
+        "Name": volume.name,
+        "Options": or_null(&volume.meta.options),
+        "Scope": LOCAL,
+    })
+}
+
+fn list(ctx: &Context, args: &ListArgs) -> Outcome {
+    let store = Store::open(&ctx.root)?;
+    let filter = Filter::parse(&args.filter, &["dangling", "driver", "label", "name"])?;
+    let mut rows = Vec::new();
+    for volume in store.volumes()? {
+        if filter.keeps(&volume)
+            && filter.dangling.is_none_or(|dangling| dangling == users(&store, &volume.name).is_empty())
+        {
+            rows.push(row(&volume));
+        }
+    }
+    let format = if args.quiet && args.format.is_empty() { "{{.Name}}" } else { &args.format };
+    print!("{}", Table { headings: HEADINGS, default: COLUMNS }.render(format, &rows)?);
+    Ok(Exit::Success)
+}
+
+fn row(volume: &Volume) -> Value {
+    let labels: Vec<String> =
+        volume.meta.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    json!({
+        "Availability": UNKNOWN,
+        "Driver": LOCAL,
+        "Group": UNKNOWN,
+        "Labels": labels.join(","),
+        "Links": UNKNOWN,
+        "Mountpoint": volume.data,
+        "Name": volume.name,
+        "Scope": LOCAL,
+        "Size": UNKNOWN,
+        "Status": UNKNOWN,
+    })
+}
+
+/// `--filter`, understood.
+#[derive(Default)]
+struct Filter {
+    dangling: Option<bool>,
+    drivers: Vec<String>,
+    labels: Vec<String>,
+    without_labels: Vec<String>,
+    names: Vec<String>,
+    all: bool,
+}
+
+impl Filter {
+    fn parse(filters: &[String], known: &[&str]) -> Result<Self, CliError> {
+        let mut parsed = Self::default();
+        for filter in filters {
+            let invalid = || {
+                CliError::new(format!("invalid filter '{filter}'"))
+                    .with_hint(format!("filters are {}", known.join(", ")))
+            };
+            let (key, value) = filter.split_once('=').ok_or_else(invalid)?;
+            if !known.contains(&key) {
+                return Err(invalid());
+            }
+            let flag = match value {
+                "true" | "1" => Some(true),
+                "false" | "0" => Some(false),
+                _ => None,
+            };
+            match key {
+                "dangling" => parsed.dangling = Some(flag.ok_or_else(invalid)?),
+                "all" => parsed.all = flag.ok_or_else(invalid)?,
+                "driver" => parsed.drivers.push(value.to_owned()),
+                "label" => parsed.labels.push(value.to_owned()),
+                "label!" => parsed.without_labels.push(value.to_owned()),
+                _ => parsed.names.push(value.to_owned()),
+            }
+        }
+        Ok(parsed)
+    }
+
+    /// Whether a volume passes all but `dangling`.
+    fn keeps(&self, volume: &Volume) -> bool {
+        let labels = &volume.meta.labels;
+        let has = |wanted: &String| match wanted.split_once('=') {
+            Some((key, value)) => labels.get(key).is_some_and(|label| label == value),
+            None => labels.contains_key(wanted),
+        };
+        (self.names.is_empty() || self.names.iter().any(|part| volume.name.as_str().contains(part.as_str())))
+            && (self.drivers.is_empty() || self.drivers.iter().any(|driver| driver == LOCAL))
+            && self.labels.iter().all(has)
+            && !self.without_labels.iter().any(has)
+    }
+}
+
+fn remove_each(ctx: &Context, args: &RemoveArgs) -> Outcome {
+    let store = Store::open(&ctx.root)?;
+    let mut exit = Exit::Success;
+    for text in &args.volumes {
+        let removed = find(&store, text).and_then(|volume| remove_one(&store, &volume.name));
+        match removed {
+            Err(StoreError::NoSuchVolume(_)) if args.force => println!("{text}"),
+            Ok(()) => println!("{text}"),
+            Err(error) => {
+                eprintln!("{}", CliError::from(error).render());
+                exit = Exit::Failure;
+            }
+        }
+    }
+    Ok(exit)
+}
+
+fn remove_one(store: &Store, name: &Name) -> Result<(), StoreError> {
+    let maps = choose(&Facts::gather(), None);
+    store.remove_volume(name, || users(store, name), |path| remove::tree(path, &maps))
+}
+
 /// Ids of the containers that use a volume.
 #[must_use]
-pub fn users(_: &crate::store::Store, _: &crate::id::Name) -> Vec<String> {
-    Vec::new()
+pub fn users(store: &Store, name: &Name) -> Vec<String> {
+    let containers = Containers::new(store.root());
+    let ids = containers.ids().unwrap_or_default();
+    let records = ids.iter().filter_map(|id| containers.record(id).ok());
+    let using = records.filter(|record| record.volumes.iter().any(|volume| volume == name.as_str()));
+    using.map(|record| record.id.to_string()).collect()
 }
-/// Docker's JSON of a volume.
-#[must_use]
-pub fn describe(_: &crate::store::Volume) -> serde_json::Value {
-    serde_json::Value::Null
+
+fn prune(ctx: &Context, args: &PruneArgs) -> Outcome {
+    let filter = Filter::parse(&args.filter, &["all", "label", "label!"])?;
+    let all = args.all || filter.all;
+    let warning = if all {
+        "WARNING! This will remove all local volumes not used by at least one container."
+    } else {
+        "WARNING! This will remove anonymous local volumes not used by at least one container."
+    };
+    if !args.force && !super::prune::confirm(warning)? {
+        return Ok(Exit::Success);
+    }
+    let store = Store::open(&ctx.root)?;
+    let (mut removed, mut freed) = (Vec::new(), 0);
+    for volume in store.volumes()? {
+        if !(all || volume.meta.anonymous)
+            || !filter.keeps(&volume)
+            || !users(&store, &volume.name).is_empty()
+        {
+            continue;
+        }
+        let size = super::ps::size_on_disk(&volume.data);
+        match remove_one(&store, &volume.name) {
+            Ok(()) => {
+                freed += size;
+                removed.push(volume.name);
+            }
+            // Taken, or removed by another command, meanwhile.
+            Err(StoreError::VolumeInUse { .. } | StoreError::NoSuchVolume(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if !removed.is_empty() {
+        println!("Deleted Volumes:");
+        removed.iter().for_each(|name| println!("{name}"));
+        println!();
+    }
+    println!("Total reclaimed space: {}", human_size_exact(freed));
+    Ok(Exit::Success)
 }

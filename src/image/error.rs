@@ -19,18 +19,14 @@ pub enum ImageError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// `run` of an image that the store does not have. The first line is Docker's.
-    #[error(
-        "Unable to find image '{0}' locally\nThis version does not pull from registries: bring the image in with `hostel load -i FILE` or `hostel pull oci:DIR:TAG`, or see what there is with `hostel images`"
-    )]
+    /// `run` of an image that the store does not have. The first words are Docker's.
+    #[error("Unable to find image '{0}' locally, and this version does not pull from registries")]
     NotLocal(String),
     /// Any other use of an image that the store does not have.
     #[error("No such image: {0}")]
     NotFound(String),
     /// `--pull always`, or `pull`, of a name.
-    #[error(
-        "cannot pull {0}: this version does not pull from registries; bring the image in with `hostel load -i FILE` or `hostel pull oci:DIR:TAG`, or use what is in the store with --pull missing"
-    )]
+    #[error("cannot pull {0}: this version does not pull from registries")]
     Registry(String),
     /// A short id of several images.
     #[error("image id {0} is ambiguous: it fits more than one image; give more digits")]

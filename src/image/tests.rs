@@ -422,7 +422,7 @@ fn unknown_images_are_told_in_dockers_words() {
     let never = resolve(&world.store, "nope", PullPolicy::Never).unwrap_err().to_string();
     assert_eq!(never, "No such image: nope:latest");
     let missing = world.resolve("nope").unwrap_err().to_string();
-    assert!(missing.starts_with("Unable to find image 'nope:latest' locally\n"), "{missing}");
+    assert!(missing.starts_with("Unable to find image 'nope:latest' locally"), "{missing}");
     assert!(matches!(world.resolve("A B"), Err(ImageError::Reference(_))));
     assert!(matches!(resolve(&world.store, "x", PullPolicy::Always), Err(ImageError::Registry(_))));
     assert!(matches!(world.resolve("rootfs:/nope/nope"), Err(ImageError::Rootfs { .. })));

@@ -12,7 +12,7 @@ mod units;
 
 pub use table::{Table, align, render_inspect};
 pub use template::{Template, TemplateError};
-pub use units::{ago, go_time, human_duration, human_size, human_size_binary};
+pub use units::{ago, go_time, human_duration, human_size, human_size_binary, human_size_exact};
 
 /// JSON with an indentation of four blanks, as `inspect` prints it, without a final newline.
 #[must_use]

@@ -68,7 +68,7 @@ impl Table<'_> {
     pub fn render(&self, format: &str, rows: &[Value]) -> Result<String, TemplateError> {
         let (aligned, source) = match format {
             "" | "table" => (true, self.default),
-            "json" => (false, "{{json .}}"),
+            "json" | "{{json .}}" => return Ok(rows.iter().map(json_line).collect()),
             _ => match format.strip_prefix("table ") {
                 Some(source) => (true, source),
                 None => (false, format),
@@ -94,6 +94,14 @@ impl Table<'_> {
             headings.map(|(field, text)| ((*field).to_owned(), Value::from(*text))).collect::<Map<_, _>>(),
         )
     }
+}
+
+/// A row as one line of JSON. Docker's go through an encoder that escapes what HTML would not like;
+/// its `inspect` does not.
+fn json_line(row: &Value) -> String {
+    let json = super::json_compact(row);
+    // Outside of strings JSON has none of these.
+    json.replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e") + "\n"
 }
 
 /// Renders what an `inspect` verb found as `-f` says: nothing for an indented array, `json` for a
@@ -152,11 +160,14 @@ mod tests {
             ("table", "IMAGE ID   SIZE\nabc        1kB\ndef        2kB\n"),
             ("table {{.Size}}\\t{{lower .ID}}", "SIZE      IMAGE ID\n1kB       abc\n2kB       def\n"),
             ("json", "{\"ID\":\"abc\",\"Size\":\"1kB\"}\n{\"ID\":\"def\",\"Size\":\"2kB\"}\n"),
+            ("{{json .}}", "{\"ID\":\"abc\",\"Size\":\"1kB\"}\n{\"ID\":\"def\",\"Size\":\"2kB\"}\n"),
             ("{{.ID}}: {{.Size}}", "abc: 1kB\ndef: 2kB\n"),
         ];
         for (format, text) in cases {
             assert_eq!(table.render(format, &rows).unwrap(), text, "{format}");
         }
+        let escaped = table.render("json", &[json!({"Tag": "<none>"})]).unwrap();
+        assert_eq!(escaped, "{\"Tag\":\"\\u003cnone\\u003e\"}\n");
         assert_eq!(table.render("", &[]).unwrap(), "IMAGE ID   SIZE\n");
         assert!(table.render("{{.Nope}}", &rows).is_err());
     }

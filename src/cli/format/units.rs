@@ -11,6 +11,13 @@ pub fn human_size(bytes: u64) -> String {
     sized(bytes, 1000.0, 3, &["B", "kB", "MB", "GB", "TB", "PB", "EB"])
 }
 
+/// A size in bytes with decimal units and four significant digits, as the `prune` verbs show what
+/// they freed: `1.982MB`.
+#[must_use]
+pub fn human_size_exact(bytes: u64) -> String {
+    sized(bytes, 1000.0, 4, &["B", "kB", "MB", "GB", "TB", "PB", "EB"])
+}
+
 /// A size in bytes with binary units and four significant digits, as `stats` and `info` show
 /// memory: `1.952GiB`.
 #[must_use]
@@ -98,6 +105,7 @@ mod tests {
         for (bytes, text) in table {
             assert_eq!(human_size(bytes), text, "{bytes}");
         }
+        assert_eq!(human_size_exact(1_982_296), "1.982MB");
         assert_eq!(human_size_binary(2_095_944_499), "1.952GiB");
         assert_eq!(human_size_binary(1023), "1023B");
     }
