@@ -79,6 +79,12 @@ pub fn parse(text: &str) -> Option<CapabilityName> {
     name.parse().ok().map(CapabilityName::One)
 }
 
+/// Those of [`ALL`] that are named, for the ones that the running kernel knows.
+pub fn all_of(names: impl IntoIterator<Item = String>) -> Vec<Capability> {
+    let known: Vec<CapabilityName> = names.into_iter().filter_map(|name| parse(&name)).collect();
+    ALL.into_iter().filter(|capability| known.contains(&CapabilityName::One(*capability))).collect()
+}
+
 /// The container's set, by Docker's rules: `--privileged` has all; `--cap-add ALL` all but what is
 /// dropped; `--cap-drop ALL` only what is added; else the default, less what is dropped, with what
 /// is added.
@@ -158,6 +164,12 @@ mod tests {
         assert_eq!(ALL[12], Capability::NetAdmin);
         assert_eq!(ALL[21], Capability::SysAdmin);
         assert_eq!(ALL[40], Capability::CheckpointRestore);
+    }
+
+    #[test]
+    fn the_kernels_own_are_picked_by_name() {
+        let names = ["CAP_KILL".to_owned(), "CAP_CHOWN".into(), "CAP_FUTURE".into()];
+        assert_eq!(all_of(names), [Capability::Chown, Capability::Kill]);
     }
 
     #[test]

@@ -17,9 +17,11 @@ use serde::{Deserialize, Serialize};
 mod build;
 pub mod capability;
 pub mod mount;
+pub mod names;
 pub mod port;
 pub mod process;
 pub mod request;
+pub mod seccomp;
 pub mod signal;
 pub mod user;
 
