@@ -190,16 +190,17 @@ fn check_bind_sources(plan: &plan::ContainerPlan) -> Result<(), CliError> {
 fn mount_volumes(store: &Store, plan: &mut plan::ContainerPlan) -> Result<(), CliError> {
     let mut directories = std::collections::BTreeMap::new();
     for volume in &mut plan.volumes {
-        if volume.anonymous {
-            // 64 hex digits, as Docker's.
-            let name = ContainerId::from_random(&sys::process::random_bytes()?).to_string();
-            directories.insert(volume.name.clone(), name.clone());
-            volume.name = name;
-        }
         let name: Name = volume.name.parse().map_err(engine_error)?;
         let (made, is_new) = store.create_volume(&name, &VolumeMeta::new(volume.anonymous))?;
         volume.no_copy |= !is_new && has_content(&made.data);
-        directories.insert(volume.name.clone(), made.data.to_string_lossy().into_owned());
+        directories.insert(PathBuf::from(&volume.name), made.data);
+    }
+    for mount in plan.spec.mounts_mut().iter_mut().flatten() {
+        let is_volume = mount.typ().as_deref() == Some("volume");
+        if let Some(directory) = mount.source().as_ref().and_then(|name| directories.get(name)).filter(|_| is_volume) {
+            mount.set_source(Some(directory.clone()));
+            mount.set_typ(Some("bind".into()));
+        }
     }
     Ok(())
 }

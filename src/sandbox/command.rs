@@ -3,6 +3,7 @@
 //! Runs inside the container's root, so plain paths are the container's own.
 
 use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -133,12 +134,33 @@ fn lower(text: &str) -> String {
 }
 
 impl Ready {
-    /// Executes the command; returns only when that failed.
+    /// Executes the command by way of the stub; returns only when not even that could be executed.
+    ///
+    /// Every descriptor but stdio closes on the way, which tells whoever listens at `status` that
+    /// the command runs; a failure of the stub's own execve(2) comes as [`sys::stub::FAILED_MARK`].
     #[must_use]
-    pub fn execute(&self) -> Failure {
-        let args: Vec<_> = self.args.iter().map(CString::as_c_str).collect();
+    pub fn execute(&self, stub: BorrowedFd<'_>, status: BorrowedFd<'_>) -> Failure {
+        let prepared = sys::fd::move_above(stub, sys::stub::STATUS_FD).and_then(|stub| {
+            let status = sys::fd::move_above(status, sys::stub::STATUS_FD)?;
+            sys::fd::close_on_exec_from(sys::stub::STATUS_FD)?;
+            sys::fd::place_at(status.as_fd(), sys::stub::STATUS_FD)?;
+            Ok(stub)
+        });
+        let stub = match prepared {
+            Ok(stub) => stub,
+            Err(errno) => return Failure::new(Stage::Credentials, "cannot arrange descriptors", errno),
+        };
+        let args: Vec<_> = [&self.path].into_iter().chain(&self.args).map(CString::as_c_str).collect();
         let env: Vec<_> = self.env.iter().map(CString::as_c_str).collect();
-        let errno = sys::process::execve(&self.path, &args, &env);
-        refused(&self.path.to_string_lossy(), errno)
+        let errno = sys::stub::execute(stub.as_fd(), &args, &env);
+        Failure::new(Stage::Credentials, "cannot execute the engine's stub", errno)
+            .hint("the sysctl vm.memfd_noexec has to be 0 or 1")
     }
+}
+
+/// The failure that a stub reported in its message, if it is one.
+#[must_use]
+pub fn reported_by_stub(message: &[u8], command: &str) -> Option<Failure> {
+    let errno = message.strip_prefix(&sys::stub::FAILED_MARK)?;
+    Some(refused(command, Errno::from_raw(i32::from_ne_bytes(errno.try_into().ok()?))))
 }

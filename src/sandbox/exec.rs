@@ -33,6 +33,8 @@ pub struct Join<'a> {
     pub may_set_groups: bool,
     /// The compiled filter.
     pub seccomp: Option<&'a [libc::sock_filter]>,
+    /// The program that executes the command.
+    pub stub: OwnedFd,
     /// Stdio.
     pub stdio: Stdio,
     /// Gets the pid as text, or a [`Failure`]; closes when the command runs.
@@ -66,7 +68,7 @@ pub fn run(join: &Join<'_>) -> ! {
 }
 
 fn enter(join: &Join<'_>) -> Staged<()> {
-    let mut keep = vec![join.pidfd.as_raw_fd(), join.keeper.as_raw_fd()];
+    let mut keep = vec![join.pidfd.as_raw_fd(), join.keeper.as_raw_fd(), join.stub.as_raw_fd()];
     keep.extend(join.client.as_ref().map(std::os::fd::AsRawFd::as_raw_fd));
     if let Stdio::Pipes(pipes) = &join.stdio {
         keep.extend(pipes.iter().map(std::os::fd::AsRawFd::as_raw_fd));
@@ -116,30 +118,23 @@ fn start(join: &Join<'_>) -> Staged<std::convert::Infallible> {
         .during(Stage::Credentials, || "cannot hide from other processes".into())?;
     let ready = command::prepare(join.process, &user.home)?;
     sys::process::reset_signals();
-    sys::fd::close_on_exec_from(3).during(Stage::Credentials, || "cannot close descriptors".into())?;
-    Err(ready.execute())
+    Err(ready.execute(join.stub.as_fd(), join.keeper.as_fd()))
 }
 
 /// `--init`: stays as pid 1, passes signals on to the command, reaps what is orphaned, and ends with
 /// the command's exit code.
 #[must_use]
-pub fn run_as_init(ready: &command::Ready) -> Failure {
+pub fn run_as_init(ready: &command::Ready, stub: BorrowedFd<'_>, keeper: BorrowedFd<'_>) -> Failure {
     let all = SigSet::all();
     if let Err(errno) = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None) {
         return Failure::new(Stage::Credentials, "cannot block signals", errno);
     }
-    let (child, status) = match spawn_child(ready) {
-        Ok(spawned) => spawned,
+    let child = match spawn_child(ready, stub, keeper) {
+        Ok(child) => child,
         Err(failure) => return failure,
     };
-    // An exec that failed speaks through the pipe; silence means that the command runs, and then the
-    // keeper must see its own socket close, which exec would have done for us.
-    let mut text = Vec::new();
-    use std::io::Read as _;
-    let _ = std::fs::File::from(status).read_to_end(&mut text); // an unreadable pipe counts as silence
-    if let Ok(failure) = serde_json::from_slice(&text) {
-        return failure;
-    }
+    // The child reports to the keeper by itself; the keeper sees its socket close once both ends of
+    // it are closed, ours here and the child's at its exec.
     sys::fd::close_all_except(&[]);
     for fd in 0..=2 {
         let _ = nix::unistd::close(fd); // the command has its own; keeping ours would hold pipes open
@@ -158,19 +153,18 @@ pub fn run_as_init(ready: &command::Ready) -> Failure {
     }
 }
 
-fn spawn_child(ready: &command::Ready) -> Staged<(Pid, OwnedFd)> {
+fn spawn_child(ready: &command::Ready, stub: BorrowedFd<'_>, keeper: BorrowedFd<'_>) -> Staged<Pid> {
     let what = || "cannot start the command below init".to_owned();
-    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).during(Stage::Credentials, what)?;
     match sys::process::fork().during(Stage::Credentials, what)? {
-        nix::unistd::ForkResult::Parent { child } => Ok((child, reader)),
+        nix::unistd::ForkResult::Parent { child } => Ok(child),
         nix::unistd::ForkResult::Child => {
             // A process group of its own that owns the terminal, if there is one: what job control expects.
             let _ = nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0));
             let _ = sys::terminal::take_foreground(0);
             sys::process::reset_signals();
-            let failure = ready.execute();
+            let failure = ready.execute(stub, keeper);
             if let Ok(text) = serde_json::to_vec(&failure) {
-                let _ = nix::unistd::write(&writer, &text);
+                let _ = sys::fd::send_with_fds(keeper, &text, &[]); // the keeper is gone then
             }
             sys::process::exit_now(127)
         }

@@ -18,7 +18,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, fchdir, pivot_root, setgroups, sethostname, setresgid, setresuid, setsid};
 
 use super::rootfs::Root;
-use super::{Context as _, Failure, Stage, Staged, Stdio, chain, command, credentials, devices, mounts};
+use super::{Context as _, Failure, Stage, Staged, Stdio, chain, command, copyup, credentials, devices, mounts};
 use crate::plan::{ContainerPlan, NetworkMode};
 use crate::sys;
 
@@ -60,6 +60,10 @@ pub struct Enter<'a> {
     pub may_set_groups: bool,
     /// The link to make, for the userspace network.
     pub link: Option<&'a net::link::LinkConfig>,
+    /// New volumes to fill from the image: `(place in the container, the volume's directory)`.
+    pub fill: Vec<(PathBuf, PathBuf)>,
+    /// The program that executes the command.
+    pub stub: OwnedFd,
     /// The compiled filter.
     pub seccomp: Option<&'a [libc::sock_filter]>,
     /// The command's stdio.
@@ -83,7 +87,7 @@ pub fn run(enter: &Enter<'_>) -> ! {
 fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     let Enter { plan, keeper, server, .. } = enter;
     sys::process::set_name(c"hostel-init");
-    let mut keep = vec![keeper.as_raw_fd(), server.as_raw_fd()];
+    let mut keep = vec![keeper.as_raw_fd(), server.as_raw_fd(), enter.stub.as_raw_fd()];
     if let Stdio::Pipes(pipes) = &enter.stdio {
         keep.extend(pipes.iter().map(std::os::fd::AsRawFd::as_raw_fd));
     }
@@ -97,6 +101,9 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     umask(Mode::empty());
 
     let root = mount_root(enter)?;
+    for (place, volume) in &enter.fill {
+        copyup::copy(&root, place, volume)?;
+    }
     for entry in plan.spec.mounts().iter().flatten() {
         mounts::apply(&root, entry)?;
     }
@@ -140,9 +147,11 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
         .during(Stage::Credentials, || "cannot ask for the parent's death signal".into())?;
     let ready = command::prepare(process, &user.home)?;
     sys::process::reset_signals();
-    // From here on every descriptor but stdio closes at exec, which tells the keeper of success.
-    sys::fd::close_on_exec_from(3).during(Stage::Credentials, || "cannot close descriptors".into())?;
-    if plan.init { Err(super::exec::run_as_init(&ready)) } else { Err(ready.execute()) }
+    if plan.init {
+        Err(super::exec::run_as_init(&ready, enter.stub.as_fd(), keeper.as_fd()))
+    } else {
+        Err(ready.execute(enter.stub.as_fd(), keeper.as_fd()))
+    }
 }
 
 /// The interface, before the id maps are there: its capabilities come from the namespace's creation.

@@ -17,6 +17,7 @@ use std::os::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 
 pub mod command;
+pub mod copyup;
 pub mod credentials;
 pub mod devices;
 pub mod exec;

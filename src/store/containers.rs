@@ -541,6 +541,13 @@ pub fn process_start_ticks(pid: i32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// The parent of a process (proc_pid_stat(5), field 4).
+#[must_use]
+pub fn parent_of(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// Kills the container's pid 1 if it is still the process that was recorded; its pid namespace dies
 /// with it.
 fn kill_orphan(state: &State) {

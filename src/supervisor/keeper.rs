@@ -21,6 +21,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, SockFlag, accept4, getsockopt, sockopt};
 use nix::unistd::{Pid, Uid};
+use oci_spec::runtime::Process;
 
 use super::control::{self, ExecRequest, Reply, Request};
 use super::server::word;
@@ -28,8 +29,8 @@ use super::{Saved, remove};
 use crate::plan::WriteMode;
 use crate::sandbox::idmap::IdMaps;
 use crate::sandbox::init::RootKind;
-use crate::sandbox::{Failure, Stage, Stdio, exec};
-use crate::store::containers::{Containers, ExitRecord, Lock, Record, State};
+use crate::sandbox::{Failure, Stage, Stdio, command, exec};
+use crate::store::containers::{self, Containers, ExitRecord, Lock, Record, State};
 use crate::sys;
 use crate::sys::process::{Child, Ended, Fork};
 
@@ -85,6 +86,12 @@ struct Connection {
     waits: bool,
 }
 
+/// What init or an exec's process said of its failure: itself, or its stub.
+fn parse_failure(message: &[u8], process: Option<&Process>) -> Option<Failure> {
+    let name = process.and_then(|process| process.args().as_ref()?.first().cloned()).unwrap_or_default();
+    command::reported_by_stub(message, &name).or_else(|| serde_json::from_slice(message).ok())
+}
+
 /// How much the client of an exec knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Told {
@@ -103,6 +110,8 @@ struct Exec {
     /// The process that enters; it ends at once.
     helper: Option<Child>,
     process: Option<Child>,
+    /// What it runs.
+    request: Process,
     failure: Option<Failure>,
     told: Told,
     ended: Option<Ended>,
@@ -408,6 +417,7 @@ impl Keeper {
         };
         let (ours, theirs) = sys::fd::seqpacket_pair()
             .map_err(|errno| Failure::new(Stage::Namespaces, "cannot make a socket", errno))?;
+        let stub = sys::stub::make().map_err(|error| plain(&format!("cannot make the program that executes commands: {error}")))?;
         let plan = &self.parts.saved.plan;
         let fork = sys::process::clone(0, false)
             .map_err(|errno| Failure::new(Stage::Namespaces, "cannot make a process", errno))?;
@@ -423,6 +433,7 @@ impl Keeper {
                     ids: (self.parts.maps.first_uid(), self.parts.maps.first_gid()),
                     may_set_groups: !self.parts.maps.is_single(),
                     seccomp: self.parts.seccomp.as_deref().filter(|_| !request.privileged),
+                    stub,
                     stdio,
                     keeper: theirs,
                     client,
@@ -434,6 +445,7 @@ impl Keeper {
                     status: Some(ours),
                     helper: Some(helper),
                     process: None,
+                    request: request.process.clone(),
                     failure: None,
                     told: Told::Nothing,
                     ended: None,
@@ -452,10 +464,12 @@ impl Keeper {
             Ok((4, _)) => {
                 let pid = i32::from_ne_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]);
                 let pid = Pid::from_raw(pid);
-                // Our own child that we have not reaped: the number cannot mean another process.
-                exec.process = sys::process::pidfd_open(pid).ok().map(|pidfd| Child { pid, pidfd });
+                // Only a child of ours that we have not reaped: its number cannot mean another process.
+                if exec.process.is_none() && containers::parent_of(pid.as_raw()) == Some(nix::unistd::getpid().as_raw()) {
+                    exec.process = sys::process::pidfd_open(pid).ok().map(|pidfd| Child { pid, pidfd });
+                }
             }
-            Ok((length, _)) if length > 0 => exec.failure = serde_json::from_slice(&buffer[..length]).ok(),
+            Ok((length, _)) if length > 0 => exec.failure = parse_failure(&buffer[..length], Some(&exec.request)),
             _ => exec.status = None,
         }
     }
@@ -505,7 +519,10 @@ impl Keeper {
         let Some(socket) = &self.parts.init_socket else { return };
         let mut buffer = vec![0; 16 << 10];
         match sys::fd::receive_with_fds(socket.as_fd(), &mut buffer, MsgFlags::empty()) {
-            Ok((length, _)) if length > 0 => self.failure = serde_json::from_slice(&buffer[..length]).ok(),
+            Ok((length, _)) if length > 0 => {
+                let process = self.parts.saved.plan.spec.process();
+                self.failure = parse_failure(&buffer[..length], process.as_ref());
+            }
             _ => {
                 self.parts.init_socket = None;
                 if self.failure.is_none() {

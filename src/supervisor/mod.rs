@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::image::RootSource;
+use crate::plan::request::LogDriver;
 use crate::plan::{ContainerPlan, HostPort, NetworkMode, Protocol, PublishedPort, RunRequest, WriteMode};
 use crate::sandbox::idmap::{Facts, IdMaps, choose};
 use crate::sandbox::init::{self, Enter, RootKind};
@@ -148,7 +149,7 @@ pub fn launch(
     etc::write(&dir.join("etc"), plan, network.as_ref().map(|(_, config)| config))
         .map_err(io_error(|| "write the container's /etc files".into()))?;
     let (socket_path, listener) = listen(&record.id.to_string())?;
-    let log = dir.join("log");
+    let log = (saved.request.log_driver == LogDriver::JsonFile).then(|| dir.join("log"));
     let state = State {
         started: Timestamp::now(),
         pid: 0,
@@ -220,7 +221,7 @@ struct Work {
     link: Option<net::link::LinkConfig>,
     socket_path: PathBuf,
     listener: OwnedFd,
-    log: PathBuf,
+    log: Option<PathBuf>,
     state: State,
     starter: OwnedFd,
     client: Option<(OwnedFd, bool)>,
@@ -280,7 +281,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
         sources,
         stdin,
         client: work.client,
-        log: Some(work.log),
+        log: work.log,
     };
     let fork = sys::process::clone(0, false).during(stage, || "cannot make the container's server".into())?;
     let server = match fork {
@@ -302,6 +303,8 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     };
     drop(parts);
 
+    let stub = sys::stub::make().during(stage, || "cannot make the program that executes commands".into())?;
+    let fill = volumes_to_fill(&work.dir, plan);
     let namespaces = crate::sandbox::exec::namespaces(&plan.spec).bits() as u64;
     let fork = sys::process::clone(namespaces, false).map_err(no_namespaces)?;
     let child = match fork {
@@ -316,6 +319,8 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
                 ids: (work.maps.first_uid(), work.maps.first_gid()),
                 may_set_groups: !work.maps.is_single(),
                 link: work.link.as_ref(),
+                fill,
+                stub,
                 seccomp: work.seccomp.as_deref(),
                 stdio,
                 keeper: init_keeper,
@@ -355,6 +360,19 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
             ..work.state
         },
     })
+}
+
+/// Volumes that get the image's content: at the container's first start, unless told not to.
+fn volumes_to_fill(dir: &Path, plan: &ContainerPlan) -> Vec<(PathBuf, PathBuf)> {
+    if dir.join("state.json").exists() {
+        return Vec::new();
+    }
+    let directory = |destination: &Path| {
+        let mut mounts = plan.spec.mounts().iter().flatten();
+        mounts.find(|mount| mount.destination() == destination).and_then(|mount| mount.source().clone())
+    };
+    let wanted = plan.volumes.iter().filter(|volume| !volume.no_copy);
+    wanted.filter_map(|volume| Some((volume.destination.clone(), directory(&volume.destination)?))).collect()
 }
 
 /// Why the kernel refused new namespaces, and who can change that.
@@ -497,6 +515,10 @@ fn network(
     record: &Record,
 ) -> Result<Option<(net::publish::Listeners, net::Config)>, LaunchError> {
     let network = &plan.network;
+    if let NetworkMode::Container(other) = &network.mode {
+        let what = format!("--network container:{other} is not supported in this version");
+        return Err(Failure::plain(Stage::Network, what).hint("publish the other container's port and reach it with --host-loopback").into());
+    }
     if network.mode != NetworkMode::Bridge {
         return Ok(None);
     }

@@ -214,3 +214,12 @@ pub fn set_nonblocking(fd: &OwnedFd) -> Result<(), Errno> {
     let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?) | OFlag::O_NONBLOCK;
     fcntl(fd, FcntlArg::F_SETFL(flags)).map(drop)
 }
+
+/// A duplicate with a number above `floor`, close-on-exec.
+///
+/// # Errors
+/// EMFILE.
+pub fn move_above(fd: BorrowedFd<'_>, floor: RawFd) -> Result<OwnedFd, Errno> {
+    use nix::fcntl::{FcntlArg, fcntl};
+    own(fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(floor + 1))?)
+}

@@ -9,4 +9,5 @@ pub mod fd;
 pub mod mount;
 pub mod process;
 pub mod seccomp;
+pub mod stub;
 pub mod terminal;
