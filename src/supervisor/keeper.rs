@@ -289,7 +289,8 @@ impl Keeper {
         for index in 0..self.execs.len() {
             self.advance_exec(index);
         }
-        self.execs.retain(|exec| exec.ended.is_none() || exec.helper.is_some());
+        // Its end may be seen before its last message: it stays until its client has been told.
+        self.execs.retain(|exec| exec.ended.is_none() || exec.helper.is_some() || exec.told != Told::All);
         for exec in &mut self.execs {
             let gone = |fd: i32| {
                 !self
