@@ -115,8 +115,8 @@ impl Archive {
         if !is_plain {
             file = spooled(file, path, spool)?;
         }
-        let members =
-            members(&file).map_err(|source| ImageError::NotAnArchive { path: path.to_owned(), source })?;
+        let members = members(&file)
+            .map_err(|error| ImageError::NotAnArchive { path: path.to_owned(), reason: printable(&error) })?;
         Ok(Self { path: path.to_owned(), file: Arc::new(file), members })
     }
 
@@ -209,6 +209,12 @@ fn members(file: &File) -> io::Result<HashMap<PathBuf, Member>> {
         return Err(io::Error::other("it has no members"));
     }
     Ok(members)
+}
+
+/// An error's text on one line: those of the tar crate quote the bytes that they stumbled over.
+fn printable(error: &io::Error) -> String {
+    const LENGTH: usize = 80;
+    error.to_string().chars().take(LENGTH).collect::<String>().escape_debug().to_string()
 }
 
 /// A path without `.` and `..`; `None` where it leads above its root or begins at `/`.

@@ -101,13 +101,13 @@ pub enum ImageError {
     },
     /// Not a tar archive.
     #[error(
-        "{path} is not an image archive; `hostel load` takes what `docker save`, `podman save` or `skopeo copy` write"
+        "{path} is not an image archive ({reason}); `hostel load` takes what `docker save`, `podman save` or `skopeo copy` write"
     )]
     NotAnArchive {
         /// The file.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        reason: String,
     },
     /// A tar archive or directory with no image in it.
     #[error(

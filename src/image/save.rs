@@ -45,7 +45,8 @@ pub fn save(store: &Store, texts: &[String], out: &mut File, path: &std::path::P
             writer.blob(digest, &bytes).map_err(failed)?;
         }
         let layers: Vec<String> = entry.layers.iter().map(blob_path).collect();
-        let tags: Vec<String> = names.iter().map(Reference::familiar).collect();
+        // Whole names: podman takes a short one for an image of no registry.
+        let tags: Vec<String> = names.iter().map(ToString::to_string).collect();
         manifest.push(json!({ "Config": blob_path(id), "RepoTags": tags, "Layers": layers }));
         descriptors.extend(described(entry, names));
         for name in names {
