@@ -144,7 +144,7 @@ fn sweep(containers: &Containers) {
 
 fn free_name(containers: &Containers) -> Result<Name, CliError> {
     for _ in 0..64 {
-        let name: Name = format!("c{:x}", u64::from_ne_bytes(sys::process::random_bytes()?)).parse()?;
+        let name: Name = plan::names::generate(u64::from_ne_bytes(sys::process::random_bytes()?)).parse()?;
         if !containers.has_name(&name) {
             return Ok(name);
         }
@@ -197,7 +197,9 @@ fn mount_volumes(store: &Store, plan: &mut plan::ContainerPlan) -> Result<(), Cl
     }
     for mount in plan.spec.mounts_mut().iter_mut().flatten() {
         let is_volume = mount.typ().as_deref() == Some("volume");
-        if let Some(directory) = mount.source().as_ref().and_then(|name| directories.get(name)).filter(|_| is_volume) {
+        if let Some(directory) =
+            mount.source().as_ref().and_then(|name| directories.get(name)).filter(|_| is_volume)
+        {
             mount.set_source(Some(directory.clone()));
             mount.set_typ(Some("bind".into()));
         }

@@ -44,7 +44,8 @@ fn copy_directory(source: OwnedFd, target: BorrowedFd<'_>, depth: usize) -> io::
     }
     let stat = fstat(&source)?;
     let mut dir = Dir::from_fd(source)?;
-    let names: Vec<_> = dir.iter().map(|entry| entry.map(|entry| entry.file_name().to_owned())).collect::<Result<_, _>>()?;
+    let names: Vec<_> =
+        dir.iter().map(|entry| entry.map(|entry| entry.file_name().to_owned())).collect::<Result<_, _>>()?;
     for name in names.iter().filter(|name| ![c".", c".."].contains(&name.as_c_str())) {
         copy_entry(dir.as_fd(), target, name, depth)?;
     }
@@ -94,7 +95,8 @@ fn give(target: BorrowedFd<'_>, stat: &FileStat) -> io::Result<()> {
 
 fn own(target: BorrowedFd<'_>, name: &CStr, stat: &FileStat) -> io::Result<()> {
     let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-    match fchownat(target, name, Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH | AtFlags::AT_SYMLINK_NOFOLLOW) {
+    match fchownat(target, name, Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH | AtFlags::AT_SYMLINK_NOFOLLOW)
+    {
         // With one id everything belongs to it already.
         Ok(()) | Err(Errno::EINVAL | Errno::EPERM) => Ok(()),
         Err(errno) => Err(errno.into()),

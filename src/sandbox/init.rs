@@ -18,7 +18,9 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, fchdir, pivot_root, setgroups, sethostname, setresgid, setresuid, setsid};
 
 use super::rootfs::Root;
-use super::{Context as _, Failure, Stage, Staged, Stdio, chain, command, copyup, credentials, devices, mounts};
+use super::{
+    Context as _, Failure, Stage, Staged, Stdio, chain, command, copyup, credentials, devices, mounts,
+};
 use crate::plan::{ContainerPlan, NetworkMode};
 use crate::sys;
 

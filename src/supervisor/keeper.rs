@@ -418,7 +418,8 @@ impl Keeper {
         };
         let (ours, theirs) = sys::fd::seqpacket_pair()
             .map_err(|errno| Failure::new(Stage::Namespaces, "cannot make a socket", errno))?;
-        let stub = sys::stub::make().map_err(|error| plain(&format!("cannot make the program that executes commands: {error}")))?;
+        let stub = sys::stub::make()
+            .map_err(|error| plain(&format!("cannot make the program that executes commands: {error}")))?;
         let plan = &self.parts.saved.plan;
         let fork = sys::process::clone(0, false)
             .map_err(|errno| Failure::new(Stage::Namespaces, "cannot make a process", errno))?;
@@ -466,11 +467,15 @@ impl Keeper {
                 let pid = i32::from_ne_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]);
                 let pid = Pid::from_raw(pid);
                 // Only a child of ours that we have not reaped: its number cannot mean another process.
-                if exec.process.is_none() && containers::parent_of(pid.as_raw()) == Some(nix::unistd::getpid().as_raw()) {
+                if exec.process.is_none()
+                    && containers::parent_of(pid.as_raw()) == Some(nix::unistd::getpid().as_raw())
+                {
                     exec.process = sys::process::pidfd_open(pid).ok().map(|pidfd| Child { pid, pidfd });
                 }
             }
-            Ok((length, _)) if length > 0 => exec.failure = parse_failure(&buffer[..length], Some(&exec.request)),
+            Ok((length, _)) if length > 0 => {
+                exec.failure = parse_failure(&buffer[..length], Some(&exec.request))
+            }
             _ => exec.status = None,
         }
     }

@@ -79,6 +79,9 @@ pub enum LaunchError {
     /// The filesystem's server cannot be prepared.
     #[error("cannot prepare the container's filesystem")]
     Filesystem(#[source] serve::ServeError),
+    /// The seccomp profile.
+    #[error("cannot compile the seccomp profile")]
+    Seccomp(#[source] crate::plan::seccomp::SeccompError),
     /// Records.
     #[error(transparent)]
     Container(#[from] ContainerError),
@@ -136,7 +139,7 @@ pub fn launch(
     let dir = containers.path(&record.id);
     let plan = &saved.plan;
     let maps = choose(&Facts::gather(), numeric_user(&plan.user));
-    let seccomp: Option<Vec<libc::sock_filter>> = None;
+    let seccomp = crate::plan::seccomp::compile_for(plan).map_err(LaunchError::Seccomp)?;
     let root_kind = match saved.write_mode {
         WriteMode::Hybrid => RootKind::Hybrid,
         WriteMode::Pure => RootKind::Pure,
@@ -517,7 +520,9 @@ fn network(
     let network = &plan.network;
     if let NetworkMode::Container(other) = &network.mode {
         let what = format!("--network container:{other} is not supported in this version");
-        return Err(Failure::plain(Stage::Network, what).hint("publish the other container's port and reach it with --host-loopback").into());
+        return Err(Failure::plain(Stage::Network, what)
+            .hint("publish the other container's port and reach it with --host-loopback")
+            .into());
     }
     if network.mode != NetworkMode::Bridge {
         return Ok(None);

@@ -29,7 +29,7 @@ std::arch::global_asm!(
     ".balign 16",
     ".globl hostel_stub_start",
     "hostel_stub_start:",
-    "mov edi, 3",      // fcntl(3, F_SETFD, FD_CLOEXEC)
+    "mov edi, 3", // fcntl(3, F_SETFD, FD_CLOEXEC)
     "mov esi, 2",
     "mov edx, 1",
     "mov eax, 72",
