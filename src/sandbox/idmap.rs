@@ -164,6 +164,10 @@ pub fn choose(facts: &Facts, only_id: Option<(u32, u32)>) -> IdMaps {
             method: Method::SingleId { reason: reason.to_owned() },
         }
     };
+    if facts.privileged && facts.own_ids == 1 {
+        // Root of a user namespace of one id, where setgroups(2) is refused as well.
+        return single("the user namespace that this runs in has one id");
+    }
     if facts.privileged {
         let count = facts.own_ids.min(MAX_IDS);
         return IdMaps { uids: vec![(0, 0, count)], gids: vec![(0, 0, count)], method: Method::Direct };

@@ -99,7 +99,11 @@ impl Root {
                 // A symlink that leads nowhere yet: go on at its target, as Docker does.
                 let base = path.components().count() - rest.components().count();
                 let base: PathBuf = path.components().take(base).collect();
-                path = relative(&base.join(link)).join(missing.as_path());
+                path = relative(&base.join(link)).to_owned();
+                // Joining an empty path would leave a slash at the end, which asks for a directory.
+                if !missing.as_path().as_os_str().is_empty() {
+                    path.push(missing.as_path());
+                }
                 links += 1;
                 if links > MAX_LINKS {
                     return Err(Errno::ELOOP);

@@ -247,6 +247,9 @@ impl Store {
         for directory in DIRECTORIES {
             staging::make_directory(&self.path(directory))?;
         }
+        // What is staged belongs to holders of the lock: without it, another command's sweep of
+        // leftovers may take the file away before it is in its place.
+        let _lock = self.lock_content()?;
         self.write(&self.path("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         let format = Format { version: VERSION, required_features: Vec::new() };
         self.write_json(&self.path(FORMAT), &format)?;

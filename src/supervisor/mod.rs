@@ -232,9 +232,11 @@ struct Work {
 
 fn become_keeper(work: Work) -> ! {
     let starter = work.starter.try_clone();
+    let socket_path = work.socket_path.clone();
     match make_processes(work) {
         Ok(parts) => keeper::run(parts),
         Err(failure) => {
+            let _ = fs::remove_file(&socket_path); // a stale name is found dead by its connect
             if let Ok(starter) = starter {
                 // The command may be gone: then nobody is left to tell.
                 let _ = control::send(&starter, &control::Reply::Failed(failure), &[]);

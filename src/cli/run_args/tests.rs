@@ -241,6 +241,8 @@ fn plan_text(line: &[&str], image: &str) -> String {
     let image: ImageConfiguration = serde_json::from_str(image).expect("an image's configuration");
     let plan = build(&request(line), &image, &facts()).expect("a plan");
     let mut plan = serde_json::to_value(&plan).expect("plans are JSON");
+    // Whether serde_json keeps the order of keys is a feature that any crate may switch on.
+    plan.sort_all_objects();
     // Sets of capabilities have no order of their own.
     for set in ["bounding", "effective", "permitted"] {
         if let Some(Value::Array(names)) = plan.pointer_mut(&format!("/spec/process/capabilities/{set}")) {
