@@ -3,5 +3,22 @@
 //! They run the real `hostel` on images made from this machine's Debian packages, as an ordinary user;
 //! `scripts/test` prepares what they need. What a machine lacks is skipped loudly, and counted.
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
+#![expect(clippy::panic, reason = "a test says what went wrong by panicking")]
 
+mod errors;
+mod fixtures;
+mod harness;
+mod host_root;
+mod images;
+mod isolation;
 mod layering;
+mod leaks;
+mod lifecycle;
+mod net;
+mod one_id;
+mod parity;
+mod pty;
+mod run;
+mod smoke;
+mod terminal;
+mod work;

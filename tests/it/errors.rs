@@ -1,0 +1,108 @@
+//! What a machine may lack or refuse, and that the message says what, on what, and what to do.
+//!
+//! The lack is made in a user namespace of the test's own, so nothing of the machine changes.
+
+use std::path::Path;
+
+use crate::harness::{Cmd, Hostel, skip};
+
+/// A shell in a fresh user and mount namespace, as its root; `None` where that is not allowed.
+fn in_namespace(h: &Hostel, script: &str) -> Option<Cmd> {
+    let allowed = h.program("unshare", &["-Urm", "true"]).run().exit_code() == 0;
+    if !allowed {
+        skip("unshare -Urm is not allowed here");
+        return None;
+    }
+    let script = format!("set -e\n{script}");
+    Some(h.program("unshare", &["-Urm", "sh", "-c", &script]))
+}
+
+/// Replaces /dev by a copy that has everything the engine needs but `without`.
+fn dev_without(h: &Hostel, without: &str) -> String {
+    let dev = h.scratch("dev").display().to_string();
+    let devices = ["null", "zero", "full", "random", "urandom", "tty", "fuse", "net/tun"];
+    let mut script = format!("mkdir -p {dev}/net {dev}/pts {dev}/shm\n");
+    for device in
+        devices.into_iter().filter(|device| *device != without && Path::new("/dev").join(device).exists())
+    {
+        script.push_str(&format!("touch {dev}/{device}; mount --bind /dev/{device} {dev}/{device}\n"));
+    }
+    script.push_str(&format!("mount --rbind {dev} /dev\n"));
+    script
+}
+
+#[test]
+fn no_user_namespaces() {
+    let Some(h) = Hostel::new() else { return };
+    let script = "echo 0 > /proc/sys/user/max_user_namespaces; exec \"$HOSTEL\" run --rm busybox true";
+    let Some(cmd) = in_namespace(&h, script) else { return };
+    cmd.run().fails(125, &["user namespace", "user.max_user_namespaces"]);
+}
+
+#[test]
+fn no_fuse_device() {
+    let Some(h) = Hostel::new() else { return };
+    let script = format!("{}exec \"$HOSTEL\" run --rm --network none busybox true", dev_without(&h, "fuse"));
+    let Some(cmd) = in_namespace(&h, &script) else { return };
+    cmd.run().fails(125, &["/dev/fuse"]);
+}
+
+#[test]
+fn no_tun_device() {
+    let Some(h) = Hostel::new() else { return };
+    let script = format!(
+        "{}\"$HOSTEL\" run --rm --network none busybox echo without; exec \"$HOSTEL\" run --rm busybox true",
+        dev_without(&h, "net/tun")
+    );
+    let Some(cmd) = in_namespace(&h, &script) else { return };
+    cmd.run().code(125).stdout("without\n").stderr_has("/dev/net/tun").stderr_has("--network none");
+}
+
+#[test]
+fn a_full_disk() {
+    let Some(archive) = crate::fixtures::busybox_archive() else { return skip("no busybox-static") };
+    let h = Hostel::empty();
+    let small = h.scratch("small").display().to_string();
+    let script = format!(
+        "mount -t tmpfs -o size=256k none {small}; export HOSTEL_ROOT={small}/root; exec \"$HOSTEL\" load -i {}",
+        archive.display()
+    );
+    let Some(cmd) = in_namespace(&h, &script) else { return };
+    cmd.run().fails(1, &["No space left on device", &small]);
+}
+
+#[test]
+fn a_store_that_cannot_be_written() {
+    let h = Hostel::empty();
+    h.run("--root /proc/nowhere volume create v").fails(1, &["/proc/nowhere"]);
+}
+
+#[test]
+fn a_missing_bind_source() {
+    let Some(h) = Hostel::new() else { return };
+    h.run("run --rm --mount type=bind,source=/no/such,target=/m busybox true").fails(125, &["/no/such"]);
+    h.run("run --rm -v relative/path:/m busybox true").fails(125, &["relative/path"]);
+    h.run("run --rm -v /etc:relative busybox true").fails(125, &["relative"]);
+    h.run("run --rm --mount type=nosuch,target=/m busybox true").fails(125, &["nosuch"]);
+}
+
+#[test]
+fn commands_that_cannot_run() {
+    let Some(h) = Hostel::new() else { return };
+    h.run("run --rm busybox nosuchcommand").fails(127, &["nosuchcommand", "not found"]);
+    h.run("run --rm busybox /no/such/path").fails(127, &["/no/such/path", "no such file"]);
+    h.run("run --rm busybox /etc/not-executable").fails(126, &["/etc/not-executable", "permission denied"]);
+    h.run("ps -aq").ok().stdout("");
+    h.run("create --name bad busybox nosuchcommand").ok();
+    h.run("start bad").code(127);
+    h.run("ps -a --format '{{.Status}}'").ok().stdout("Created\n");
+}
+
+#[test]
+fn every_hint_is_one_line_after_the_error() {
+    let h = Hostel::empty();
+    let done = h.run("run --rm nosuch true");
+    let lines: Vec<_> = done.stderr.lines().collect();
+    assert_eq!(lines.len(), 2, "{}", done.stderr);
+    assert!(lines[0].starts_with("Error: ") && lines[1].starts_with("Hint: "), "{}", done.stderr);
+}

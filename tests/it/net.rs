@@ -1,0 +1,156 @@
+//! The network as users meet it: published ports, servers, names.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use crate::harness::{Hostel, SOON, eventually};
+
+/// A port of the host's loopback that was free a moment ago.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// The body of an HTTP/1.0 answer, or why there is none.
+fn get(port: u16, path: &str) -> Result<Vec<u8>, std::io::Error> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let body = answer.windows(4).position(|window| window == b"\r\n\r\n");
+    body.map(|at| answer[at + 4..].to_vec()).ok_or_else(|| std::io::Error::other("no HTTP answer"))
+}
+
+fn wait_for_server(port: u16) {
+    eventually("the server answers", || get(port, "/").is_ok());
+}
+
+#[test]
+fn a_published_port_reaches_the_server() {
+    let Some(h) = Hostel::new() else { return };
+    let port = free_port();
+    let server = "sh -c 'mkdir /www && echo hello > /www/index.html && exec httpd -f -p 80 -h /www'";
+    h.detached(&format!("--name web -p 127.0.0.1:{port}:80 busybox {server}"));
+    wait_for_server(port);
+    assert_eq!(get(port, "/").unwrap(), b"hello\n");
+    h.run("ps --format '{{.Ports}}'").ok().stdout(&format!("127.0.0.1:{port}->80/tcp\n"));
+    h.run("rm -f web").ok();
+    eventually("the port is free again", || TcpListener::bind(("127.0.0.1", port)).is_ok());
+}
+
+#[test]
+fn a_large_file_comes_through_whole() {
+    let Some(h) = Hostel::new() else { return };
+    let port = free_port();
+    let server = "sh -c 'mkdir /www && yes 0123456789abcde | head -n 1250000 > /www/big && echo > /www/index.html && exec httpd -f -p 80 -h /www'";
+    h.detached(&format!("-p 127.0.0.1:{port}:80 busybox {server}"));
+    wait_for_server(port);
+    let body = get(port, "/big").unwrap();
+    assert_eq!(body.len(), 20_000_000);
+    assert!(body.chunks(16).all(|line| line == b"0123456789abcde\n"));
+}
+
+#[test]
+fn many_connections_at_once() {
+    let Some(h) = Hostel::new() else { return };
+    let port = free_port();
+    let server = "sh -c 'mkdir /www && echo hello > /www/index.html && exec httpd -f -p 80 -h /www'";
+    h.detached(&format!("-p 127.0.0.1:{port}:80 busybox {server}"));
+    wait_for_server(port);
+    let clients: Vec<_> = (0..50).map(|_| std::thread::spawn(move || get(port, "/").unwrap())).collect();
+    for client in clients {
+        assert_eq!(client.join().unwrap(), b"hello\n");
+    }
+}
+
+#[test]
+fn nginx_serves_a_page() {
+    let Some(h) = Hostel::debian() else { return };
+    let port = free_port();
+    h.detached(&format!("--name web -p 127.0.0.1:{port}:80 debian nginx -g 'daemon off;'"));
+    wait_for_server(port);
+    assert_eq!(get(port, "/").unwrap(), b"served from the fixture\n");
+    h.run("stop web").ok();
+    h.run("wait web").ok().stdout("0\n");
+}
+
+#[test]
+fn a_published_udp_port_echoes() {
+    let Some(h) = Hostel::debian() else { return };
+    let port = free_port();
+    let echo = "python3 -c 'import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.bind((\"0.0.0.0\", 9))\n\
+                print(\"ready\", flush=True)\nwhile True:\n  d, a = s.recvfrom(2000)\n  s.sendto(d[::-1], a)'";
+    h.detached(&format!("--name echo -p 127.0.0.1:{port}:9/udp debian {echo}"));
+    h.wait_for_log("echo", "ready");
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let mut buffer = [0; 2000];
+    eventually("an echo", || {
+        socket.send_to(b"abc", ("127.0.0.1", port)).unwrap();
+        socket.recv(&mut buffer).is_ok_and(|n| &buffer[..n] == b"cba")
+    });
+    socket.send_to(&[7; 1400], ("127.0.0.1", port)).unwrap();
+    eventually("a large echo", || socket.recv(&mut buffer).is_ok_and(|n| n == 1400));
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let Some(h) = Hostel::new() else { return };
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = holder.local_addr().unwrap().port();
+    h.run(&format!("run --rm -p 127.0.0.1:{port}:80 busybox true"))
+        .fails(125, &[&port.to_string(), "in use"]);
+    h.run("ps -aq").ok().stdout("");
+}
+
+#[test]
+fn a_privileged_port_is_explained() {
+    let Some(h) = Hostel::new() else { return };
+    let lowest = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+    if lowest.trim().parse::<u16>().unwrap() <= 81 || nix::unistd::getuid().is_root() {
+        return crate::harness::skip("this user may bind port 81");
+    }
+    h.run("run --rm -p 127.0.0.1:81:80 busybox true").fails(125, &["81", "ip_unprivileged_port_start"]);
+}
+
+#[test]
+fn a_bad_port_is_refused() {
+    let Some(h) = Hostel::new() else { return };
+    for port in ["x:80", "80:x", "1:2:3:4", "127.0.0.1:70000:80", "80/sctpx", ""] {
+        h.args(&["run", "--rm", "-p", port, "busybox", "true"]).fails(125, &[]);
+    }
+}
+
+#[test]
+fn a_published_port_without_a_number_gets_one() {
+    let Some(h) = Hostel::new() else { return };
+    let server = "sh -c 'mkdir /www && echo any > /www/index.html && exec httpd -f -p 80 -h /www'";
+    h.detached(&format!("--name web -p 127.0.0.1::80 busybox {server}"));
+    let format = "{{(index (index .NetworkSettings.Ports \"80/tcp\") 0).HostPort}}";
+    let port = h.args(&["inspect", "-f", format, "web"]).ok().out().parse().unwrap();
+    wait_for_server(port);
+    assert_eq!(get(port, "/").unwrap(), b"any\n");
+}
+
+#[test]
+fn the_hosts_loopback_is_out_of_reach() {
+    let Some(h) = Hostel::new() else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    h.run(&format!("run --rm busybox sh -c 'echo x | nc -w 1 127.0.0.1 {port}'")).code(1);
+    h.run(&format!("run --rm busybox sh -c 'echo x | nc -w 1 10.0.2.2 {port}'")).code(1);
+    h.run(&format!("run --rm --network host busybox sh -c 'echo x | nc -w 1 127.0.0.1 {port}'")).ok();
+}
+
+#[test]
+fn the_server_ends_with_its_client_in_the_foreground() {
+    let Some(h) = Hostel::new() else { return };
+    let port = free_port();
+    let server = "sh -c 'mkdir /www && echo hello > /www/index.html && exec httpd -f -p 80 -h /www'";
+    let client = h.cmd(&format!("run --rm --init -p 127.0.0.1:{port}:80 busybox {server}")).spawn();
+    wait_for_server(port);
+    client.signal(nix::sys::signal::Signal::SIGTERM);
+    client.wait().code(143);
+}

@@ -1,0 +1,60 @@
+//! A user without subordinate ids: the container has one id, which is the caller's.
+//!
+//! `scripts/test` runs these, beside [`smoke`](crate::smoke), as a user who has no range; for a user with
+//! one there is nothing to test here.
+
+use crate::harness::{Hostel, has_subordinate_ids};
+
+#[test]
+fn the_map_has_one_id() {
+    if has_subordinate_ids() {
+        return;
+    }
+    let Some(h) = Hostel::new() else { return };
+    let map = h.run("run --rm busybox cat /proc/self/uid_map").ok().out();
+    let uid = nix::unistd::getuid().to_string();
+    assert_eq!(map.split_whitespace().collect::<Vec<_>>(), ["0", &uid, "1"]);
+    h.run("run --rm busybox sh -c 'touch /f && stat -c %u:%g /f /etc/passwd'").ok().stdout("0:0\n0:0\n");
+    h.run("run --rm busybox sh -c 'touch /f && chown 1000 /f'").code(1);
+}
+
+#[test]
+fn another_user_is_the_one_id_too() {
+    if has_subordinate_ids() {
+        return;
+    }
+    let Some(h) = Hostel::new() else { return };
+    h.run("run --rm -u 1000 busybox id -u").ok().stdout("1000\n");
+    h.run("run --rm user id -u").ok().stdout("1000\n");
+}
+
+#[test]
+fn ordinary_work_on_each_write_side() {
+    if has_subordinate_ids() {
+        return;
+    }
+    let Some(h) = Hostel::debian() else { return };
+    for write in ["pure", "auto"] {
+        let script = "set -e; git init -q /r && cd /r && git config user.email a@b && git config user.name n \
+                      && echo 1 > f && git add f && git commit -qm m && python3 -c 'print(6*7)' \
+                      && echo 'int main(){return 0;}' > /m.c && gcc -o /m /m.c && /m \
+                      && rm -rf /usr/share/doc && ls /var/www/html";
+        let option = format!("write={write}");
+        let done = h.args(&["run", "--rm", "--storage-opt", &option, "debian", "bash", "-c", script]);
+        done.ok().has("42\n").has("index.html\n");
+    }
+}
+
+#[test]
+fn volumes_exec_and_a_server() {
+    if has_subordinate_ids() {
+        return;
+    }
+    let Some(h) = Hostel::new() else { return };
+    h.run("run --rm -v data:/d busybox sh -c 'echo kept > /d/f'").ok();
+    h.run("run --rm -v data:/d busybox cat /d/f").ok().stdout("kept\n");
+    h.run("volume rm data").ok();
+    h.detached("--name box --network none busybox sh -c 'httpd -f -p 80'");
+    h.run("exec box sh -c 'echo in $(id -u)'").ok().stdout("in 0\n");
+    h.run("rm -f box").ok();
+}
