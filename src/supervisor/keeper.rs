@@ -474,7 +474,7 @@ impl Keeper {
                 }
             }
             Ok((length, _)) if length > 0 => {
-                exec.failure = parse_failure(&buffer[..length], Some(&exec.request))
+                exec.failure = parse_failure(&buffer[..length], Some(&exec.request));
             }
             _ => exec.status = None,
         }
