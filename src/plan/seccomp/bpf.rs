@@ -2,6 +2,11 @@
 //!
 //! Only loads of 32-bit words of `struct seccomp_data`, jumps, one AND and returns are used, all
 //! forwards, which is what the kernel's checker takes and its emulation of call numbers follows.
+//!
+//! Programs are built from their end to their start. A jump leads forwards, so what it leads to is
+//! already there and every distance is known; and decisions that many numbers share are written
+//! once, as long as a conditional jump reaches them. The kernel translates the program to machine
+//! code each time it is loaded, so its length counts too.
 
 use libc::sock_filter;
 
@@ -26,16 +31,16 @@ const JUMP_GREATER_OR_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
 
 /// The whole program: each ABI's tree behind a test of the ABI.
 pub(super) fn assemble(tables: &[Table]) -> Program {
-    let mut program = vec![statement(LOAD, ARCH_OFFSET)];
-    for table in tables {
-        let mut tree = vec![statement(LOAD, NUMBER_OFFSET)];
-        bisect(&ranges(table), &mut tree);
-        program.push(branch(JUMP_EQUAL, audit_arch(table.abi), 1, 0));
-        program.push(jump(tree.len()));
-        program.extend(tree);
+    let mut code = Code::default();
+    let mut other = code.answer(Action(libc::SECCOMP_RET_KILL_PROCESS));
+    for table in tables.iter().rev() {
+        let tree = code.bisect(&ranges(table), &mut Vec::new());
+        let tree = code.load(NUMBER_OFFSET, tree);
+        other = code.branch(JUMP_EQUAL, audit_arch(table.abi), tree, other);
     }
-    program.push(answer(Action(libc::SECCOMP_RET_KILL_PROCESS)));
-    program
+    code.load(ARCH_OFFSET, other);
+    code.reversed.reverse();
+    code.reversed
 }
 
 /// The ABI's number in the kernel's audit records (linux/audit.h, AUDIT_ARCH_*).
@@ -90,120 +95,163 @@ fn ranges(table: &Table) -> Vec<(u32, Decision)> {
     ranges
 }
 
-/// Appends code that ends in the decision of the range that the accumulator lies in.
-fn bisect(ranges: &[(u32, Decision)], code: &mut Program) {
-    let (low, high) = ranges.split_at(ranges.len() / 2);
-    let Some((pivot, decision)) = high.first() else { return };
-    if low.is_empty() {
-        return decide(decision, code);
-    }
-    let place = code.len();
-    code.push(branch(JUMP_GREATER_OR_EQUAL, *pivot, 0, 0));
-    bisect(low, code);
-    let over_low = code.len() - place - 1;
-    // A conditional jump reaches 255 instructions; a longer way takes a second, plain one. All jumps
-    // are relative and stay within their half, so the insertion moves nothing that counts.
-    match u8::try_from(over_low) {
-        Ok(over_low) => code[place].jt = over_low,
-        Err(_) => {
-            code[place].jf = 1;
-            code.insert(place + 1, jump(over_low));
-        }
-    }
-    bisect(high, code);
+/// An instruction's place, counted from the end of the program.
+type Label = usize;
+
+/// A conditional jump reaches 255 instructions; some are kept for what is pushed in between.
+const REACH: usize = 250;
+
+/// The end of a program, last instruction first.
+#[derive(Default)]
+struct Code {
+    reversed: Program,
 }
 
-fn decide(decision: &Decision, code: &mut Program) {
-    match decision {
-        Decision::Always(action) => code.push(answer(*action)),
-        Decision::ByArguments { rules, otherwise } => {
-            for next in rules {
-                code.extend(rule(next));
+impl Code {
+    /// Code that ends in the decision of the range that the accumulator lies in. `written` has the
+    /// decisions that this tree has code for.
+    fn bisect<'a>(
+        &mut self,
+        ranges: &'a [(u32, Decision)],
+        written: &mut Vec<(&'a Decision, Label)>,
+    ) -> Label {
+        let (low, high) = ranges.split_at(ranges.len() / 2);
+        match high {
+            [] => self.answer(Action::ENOSYS),
+            [(_, decision)] if low.is_empty() => self.decision(decision, written),
+            [(pivot, _), ..] => {
+                let over = self.bisect(high, written);
+                let under = self.bisect(low, written);
+                self.branch(JUMP_GREATER_OR_EQUAL, *pivot, over, under)
             }
-            code.push(answer(*otherwise));
         }
     }
-}
 
-/// Tests that fall through to the answer, or jump behind it.
-fn rule(rule: &Rule) -> Program {
-    let mut code: Program = vec![answer(rule.action)];
-    for tested in rule.tests.iter().rev() {
-        // How far behind the test the code for the next rule begins.
-        let fail = code.len();
-        let mut whole = test(tested, fail);
-        whole.append(&mut code);
-        code = whole;
+    fn decision<'a>(&mut self, decision: &'a Decision, written: &mut Vec<(&'a Decision, Label)>) -> Label {
+        let place = written.iter().position(|(known, _)| *known == decision);
+        if let Some(label) = place.map(|place| written[place].1).filter(|label| self.reaches(*label)) {
+            return label;
+        }
+        let label = match decision {
+            Decision::Always(action) => self.answer(*action),
+            Decision::ByArguments { rules, otherwise } => {
+                let otherwise = self.answer(*otherwise);
+                rules.iter().rev().fold(otherwise, |fail, rule| self.rule(rule, fail))
+            }
+        };
+        match place {
+            Some(place) => written[place].1 = label,
+            None => written.push((decision, label)),
+        }
+        label
     }
-    code
-}
 
-/// Code that falls through when the test passes, and jumps `fail` instructions further when not.
-fn test(test: &Test, fail: usize) -> Program {
-    let (low, high) = (ARGUMENTS_OFFSET + 8 * test.argument, ARGUMENTS_OFFSET + 8 * test.argument + 4);
-    let load = |offset| statement(LOAD, offset);
-    // A rule has at most six tests of at most six instructions.
-    let fail = u8::try_from(fail).unwrap_or(u8::MAX);
-    match test.compare {
-        Compare::LowEqual(value) => vec![load(low), branch(JUMP_EQUAL, value, 0, fail)],
-        Compare::Equal(value) => {
-            let (value_low, value_high) = halves(value);
-            vec![
-                load(high),
-                branch(JUMP_EQUAL, value_high, 0, fail + 2),
-                load(low),
-                branch(JUMP_EQUAL, value_low, 0, fail),
-            ]
-        }
-        Compare::NotEqual(value) => {
-            let (value_low, value_high) = halves(value);
-            vec![
-                load(high),
-                branch(JUMP_EQUAL, value_high, 0, 2),
-                load(low),
-                branch(JUMP_EQUAL, value_low, fail, 0),
-            ]
-        }
-        Compare::Masked { mask, value } => {
-            let ((mask_low, mask_high), (value_low, value_high)) = (halves(mask), halves(value));
-            vec![
-                load(high),
-                statement(AND, mask_high),
-                branch(JUMP_EQUAL, value_high, 0, fail + 3),
-                load(low),
-                statement(AND, mask_low),
-                branch(JUMP_EQUAL, value_low, 0, fail),
-            ]
-        }
-        Compare::Greater(value) => above(low, high, value, JUMP_GREATER, fail),
-        Compare::GreaterOrEqual(value) => above(low, high, value, JUMP_GREATER_OR_EQUAL, fail),
-        Compare::Less(value) => below(low, high, value, JUMP_GREATER_OR_EQUAL, fail),
-        Compare::LessOrEqual(value) => below(low, high, value, JUMP_GREATER, fail),
+    /// The rule's action when every test passes, else `fail`.
+    fn rule(&mut self, rule: &Rule, fail: Label) -> Label {
+        let pass = self.answer(rule.action);
+        rule.tests.iter().rev().fold(pass, |pass, test| self.test(test, pass, fail))
     }
-}
 
-/// Passes when the high half is above, or equal and `low_jump` holds for the low half.
-fn above(low: u32, high: u32, value: u64, low_jump: u32, fail: u8) -> Program {
-    let (value_low, value_high) = halves(value);
-    vec![
-        statement(LOAD, high),
-        branch(JUMP_GREATER, value_high, 3, 0),
-        branch(JUMP_EQUAL, value_high, 0, fail + 2),
-        statement(LOAD, low),
-        branch(low_jump, value_low, 0, fail),
-    ]
-}
+    /// Code that leads to `pass` or `fail`.
+    fn test(&mut self, test: &Test, pass: Label, fail: Label) -> Label {
+        let low = ARGUMENTS_OFFSET + 8 * test.argument;
+        let high = low + 4;
+        match test.compare {
+            Compare::LowEqual(value) => {
+                let equal = self.branch(JUMP_EQUAL, value, pass, fail);
+                self.load(low, equal)
+            }
+            Compare::Equal(value) => self.equal(test.argument, u64::MAX, value, pass, fail),
+            Compare::NotEqual(value) => self.equal(test.argument, u64::MAX, value, fail, pass),
+            Compare::Masked { mask, value } => self.equal(test.argument, mask, value, pass, fail),
+            Compare::Greater(value) => self.order((low, high), JUMP_GREATER, value, pass, fail),
+            Compare::GreaterOrEqual(value) => {
+                self.order((low, high), JUMP_GREATER_OR_EQUAL, value, pass, fail)
+            }
+            Compare::Less(value) => self.order((low, high), JUMP_GREATER_OR_EQUAL, value, fail, pass),
+            Compare::LessOrEqual(value) => self.order((low, high), JUMP_GREATER, value, fail, pass),
+        }
+    }
 
-/// Passes when the high half is below, or equal and `low_jump` does not hold for the low half.
-fn below(low: u32, high: u32, value: u64, low_jump: u32, fail: u8) -> Program {
-    let (value_low, value_high) = halves(value);
-    vec![
-        statement(LOAD, high),
-        branch(JUMP_GREATER, value_high, fail + 3, 0),
-        branch(JUMP_EQUAL, value_high, 0, 2),
-        statement(LOAD, low),
-        branch(low_jump, value_low, fail, 0),
-    ]
+    /// Leads to `yes` when argument and mask together are the value.
+    fn equal(&mut self, argument: u32, mask: u64, value: u64, yes: Label, no: Label) -> Label {
+        let offset = ARGUMENTS_OFFSET + 8 * argument;
+        let ((mask_low, mask_high), (value_low, value_high)) = (halves(mask), halves(value));
+        let low = self.branch(JUMP_EQUAL, value_low, yes, no);
+        let low = self.and(mask_low, low);
+        let low = self.load(offset, low);
+        let high = self.branch(JUMP_EQUAL, value_high, low, no);
+        let high = self.and(mask_high, high);
+        self.load(offset + 4, high)
+    }
+
+    /// Leads to `yes` when the high half is above, or equal and `low_jump` is taken for the low half.
+    fn order(&mut self, (low, high): (u32, u32), low_jump: u32, value: u64, yes: Label, no: Label) -> Label {
+        let (value_low, value_high) = halves(value);
+        let ends = self.branch(low_jump, value_low, yes, no);
+        let ends = self.load(low, ends);
+        let equal = self.branch(JUMP_EQUAL, value_high, ends, no);
+        let above = self.branch(JUMP_GREATER, value_high, yes, equal);
+        self.load(high, above)
+    }
+
+    fn and(&mut self, mask: u32, next: Label) -> Label {
+        if mask == u32::MAX {
+            return next;
+        }
+        self.adjoin(next);
+        self.push(statement(AND, mask))
+    }
+
+    fn load(&mut self, offset: u32, next: Label) -> Label {
+        self.adjoin(next);
+        self.push(statement(LOAD, offset))
+    }
+
+    fn answer(&mut self, action: Action) -> Label {
+        self.push(statement(RETURN, action.0))
+    }
+
+    fn branch(&mut self, code: u32, k: u32, when_true: Label, when_false: Label) -> Label {
+        let (when_true, when_false) = (self.near(when_true), self.near(when_false));
+        let distance = |label| {
+            // `near` has just brought both within reach.
+            u8::try_from(self.reversed.len() - label - 1).unwrap_or(u8::MAX)
+        };
+        let (jt, jf) = (distance(when_true), distance(when_false));
+        self.push(instruction(code, k, jt, jf))
+    }
+
+    /// Makes the code at the label what comes next.
+    fn adjoin(&mut self, label: Label) {
+        if label + 1 != self.reversed.len() {
+            self.far_jump(label);
+        }
+    }
+
+    /// The label itself, or a new one within reach that leads to it.
+    fn near(&mut self, label: Label) -> Label {
+        if self.reaches(label) { label } else { self.far_jump(label) }
+    }
+
+    fn reaches(&self, label: Label) -> bool {
+        self.reversed.len() - label <= REACH
+    }
+
+    fn far_jump(&mut self, label: Label) -> Label {
+        let target = self.reversed[label];
+        if u32::from(target.code) == RETURN {
+            return self.push(target);
+        }
+        // A program so long that this does not fit is refused by the caller anyway.
+        let distance = u32::try_from(self.reversed.len() - label - 1).unwrap_or(u32::MAX);
+        self.push(statement(JUMP, distance))
+    }
+
+    fn push(&mut self, instruction: sock_filter) -> Label {
+        self.reversed.push(instruction);
+        self.reversed.len() - 1
+    }
 }
 
 /// The low and the high 32 bits.
@@ -212,22 +260,8 @@ fn halves(value: u64) -> (u32, u32) {
     (value as u32, (value >> 32) as u32)
 }
 
-fn answer(action: Action) -> sock_filter {
-    statement(RETURN, action.0)
-}
-
-/// Skips that many instructions. A program that long the kernel refuses anyway, and [`super::compile`]
-/// does so first.
-fn jump(distance: usize) -> sock_filter {
-    statement(JUMP, u32::try_from(distance).unwrap_or(u32::MAX))
-}
-
 fn statement(code: u32, k: u32) -> sock_filter {
     instruction(code, k, 0, 0)
-}
-
-fn branch(code: u32, k: u32, when_true: u8, when_false: u8) -> sock_filter {
-    instruction(code, k, when_true, when_false)
 }
 
 fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {

@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::Capability;
 
-use super::syscalls::{Abi, SYSCALLS, find};
+use super::syscalls::{Abi, SYSCALLS, Syscall, find};
 use super::*;
 use crate::plan::capability;
 
@@ -360,6 +360,33 @@ fn comparisons_of_64_bits() {
     {
         assert_eq!(verdict(&program, X86_64, 0, &[0, 0, 0, 0, 0, value]), expected, "{value:#x}");
     }
+}
+
+#[test]
+fn a_program_longer_than_a_jump() {
+    let calls: Vec<&Syscall> = SYSCALLS.iter().filter(|call| call.number(Abi::X86_64).is_some()).collect();
+    let entries: Vec<String> = calls
+        .iter()
+        .enumerate()
+        .map(|(place, call)| {
+            format!(
+                r#"{{"names": ["{}"], "action": "SCMP_ACT_ALLOW", "args": [{{"index": 1, "value": {place}, "op": "SCMP_CMP_EQ"}}]}}"#,
+                call.name
+            )
+        })
+        .collect();
+    let program =
+        profile(&format!(r#"{{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{}]}}"#, entries.join(",")))
+            .expect("valid");
+    assert!(program.len() > 1500);
+    for (place, call) in calls.iter().enumerate() {
+        let number = call.number(Abi::X86_64).expect("picked");
+        assert_eq!(verdict(&program, X86_64, number, &[0, place as u64]), ALLOW, "{}", call.name);
+        assert_eq!(verdict(&program, X86_64, number, &[0, place as u64 + 1]), EPERM, "{}", call.name);
+        assert_eq!(verdict(&program, X86_64, number, &[0, place as u64 | 1 << 32]), EPERM, "{}", call.name);
+    }
+    assert_eq!(verdict(&program, X86_64, 400, &[]), EPERM, "a gap");
+    assert_eq!(verdict(&program, X86_64, 600, &[]), ENOSYS);
 }
 
 #[test]
