@@ -85,6 +85,19 @@ impl Route {
         }
     }
 
+    /// A whole packet with this payload, if an IP packet can be so long.
+    pub(crate) fn packet(self, protocol: u8, payload: &[u8]) -> Option<Vec<u8>> {
+        let header_bytes = self.header_bytes(None);
+        let length = header_bytes + payload.len();
+        if length > usize::from(u16::MAX) {
+            return None;
+        }
+        let mut packet = vec![0; length];
+        packet[header_bytes..].copy_from_slice(payload);
+        self.header(&mut packet, protocol, payload.len(), None);
+        Some(packet)
+    }
+
     /// The sum of the pseudo header (RFC 9293, 3.1; RFC 8200, 8.1), folded, not inverted: what a
     /// partial checksum starts with.
     pub(crate) fn pseudo_header(self, protocol: u8, payload_bytes: usize) -> u16 {

@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::clock::Now;
+use crate::compose::Route;
 use crate::config::Config;
 use crate::device::{
     FrameSink, PACKET_BYTES_MAX, Transmitter, Unreachable, VNET_HEADER_BYTES, train_segment,
 };
 use crate::dns::{Asker, Dns, Reply};
-use crate::frame::{self, Packet, Transport};
+use crate::frame::{self, Fragment, Packet, Transport};
 use crate::host::{HostStream, KernelHost, lock};
 use crate::icmp::Icmp;
 use crate::link::Tun;
@@ -24,6 +25,7 @@ use crate::policy::{Policy, Verdict};
 use crate::poll::{Event, Poller, Token, Trigger};
 use crate::publish::{Bound, Listeners, Protocol};
 use crate::random::Random;
+use crate::reassembly::Reassembly;
 use crate::tcp::{FlowKey, Readiness, Tcp};
 use crate::udp::{Udp, Undelivered};
 
@@ -76,6 +78,7 @@ pub struct Gateway {
     udp: Udp,
     dns: Dns,
     icmp: Icmp,
+    reassembly: Reassembly,
     listeners: Vec<Option<PublishedTcp>>,
     started: Instant,
     receive: Box<[u8]>,
@@ -154,6 +157,7 @@ impl Gateway {
             udp,
             dns: Dns::new(&config, Arc::clone(&poller)),
             icmp: Icmp::new(),
+            reassembly: Reassembly::default(),
             listeners: tcp_listeners,
             started: Instant::now(),
             receive: vec![0; VNET_HEADER_BYTES + PACKET_BYTES_MAX].into(),
@@ -282,9 +286,30 @@ impl Gateway {
             self.link.counters.prohibited += 1;
             return;
         }
+        if let Transport::Fragment(fragment) = packet.transport {
+            self.fragment(now, &packet, &fragment);
+        } else {
+            self.checked_packet(now, &packet, train_segment(frame));
+        }
+    }
+
+    /// Takes a fragment, and the packet that it completes as if it had come in one piece.
+    fn fragment(&mut self, now: Now, packet: &Packet<'_>, fragment: &Fragment<'_>) {
+        let Packet { source, destination, .. } = *packet;
+        let Some(whole) = self.reassembly.add(now.tick(), source, destination, fragment) else {
+            return;
+        };
+        let bytes = Route { source, destination }.packet(whole.protocol, &whole.payload);
+        match bytes.as_deref().map(frame::parse) {
+            Some(Ok(packet)) => self.checked_packet(now, &packet, None),
+            _ => self.link.counters.malformed += 1,
+        }
+    }
+
+    fn checked_packet(&mut self, now: Now, packet: &Packet<'_>, train: Option<usize>) {
         match packet.transport {
             Transport::Tcp(segment) => {
-                self.tcp.segment(&mut self.host, &mut self.link, now, &packet, &segment);
+                self.tcp.segment(&mut self.host, &mut self.link, now, packet, &segment);
                 for id in self.host.take_woken() {
                     let connected = Readiness { readable: false, writable: true, hangup: false };
                     self.tcp.ready(&mut self.link, now, id, connected);
@@ -292,10 +317,10 @@ impl Gateway {
             }
             Transport::Udp { source, destination, payload } => {
                 let key = packet.endpoints(source, destination);
-                self.datagram(now, &packet, key, payload, train_segment(frame));
+                self.datagram(now, packet, key, payload, train);
             }
             Transport::Icmp(message) => {
-                self.icmp.message(&mut self.link, &self.policy, &packet, message);
+                self.icmp.message(&mut self.link, &self.policy, packet, message);
             }
             Transport::Fragment(_) | Transport::Other(_) => self.link.counters.unforwardable += 1,
         }

@@ -59,6 +59,7 @@ mod policy;
 mod poll;
 pub mod publish;
 mod random;
+mod reassembly;
 mod slab;
 mod sys;
 mod tcp;

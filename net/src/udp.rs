@@ -54,7 +54,7 @@ pub(crate) struct Udp {
     clients: HashMap<ClientKey, Client>,
     clients_swept_at: Tick,
     receive: Box<[u8]>,
-    control: Vec<u8>,
+    control: Box<[u8]>,
 }
 
 struct Mapping {
@@ -116,7 +116,7 @@ impl Udp {
             clients: HashMap::new(),
             clients_swept_at: 0,
             receive: vec![0; PACKET_BYTES_MAX].into(),
-            control: Vec::with_capacity(CONTROL_BYTES),
+            control: vec![0; CONTROL_BYTES].into(),
         }
     }
 
@@ -361,9 +361,7 @@ fn hand_in<S: FrameSink>(
 }
 
 /// Reads one datagram or train; none if there is none, or an error took its place.
-fn receive(socket: &impl AsRawFd, buffer: &mut [u8], control: &mut Vec<u8>) -> Option<Received> {
-    control.clear();
-    control.reserve(CONTROL_BYTES);
+fn receive(socket: &impl AsRawFd, buffer: &mut [u8], control: &mut [u8]) -> Option<Received> {
     let mut parts = [IoSliceMut::new(buffer)];
     let message =
         recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(control), MsgFlags::MSG_DONTWAIT)

@@ -188,8 +188,10 @@ pub fn create_tun(config: &LinkConfig) -> Result<Tun, LinkError> {
     batch.set_up("loopback up", LOOPBACK_INDEX, None);
     batch.no_link_local("interface without link-local address", index);
     batch.set_up("interface up", index, Some((u32::from(config.mtu_bytes), TRANSMIT_QUEUE_PACKETS)));
-    batch.add_address("IPv4 address", index, v4.container.into(), v4.prefix_length);
+    // IPv6 first: the kernel makes such an address valid in a work queue of its own, a moment
+    // later, and what arrives before is lost.
     batch.add_address("IPv6 address", index, v6.container.into(), v6.prefix_length);
+    batch.add_address("IPv4 address", index, v4.container.into(), v4.prefix_length);
     batch.add_default_route("IPv4 default route", index, v4.gateway.into());
     batch.add_default_route("IPv6 default route", index, v6.gateway.into());
     Netlink::open()?.run(&batch)?;

@@ -57,6 +57,8 @@ pub(super) struct Connection<S> {
     host_told: bool,
     /// The outer connection failed.
     host_failed: bool,
+    /// The outer connection was reset as soon as it was there; the inside is to see the same.
+    host_reset: bool,
     /// The inside has not completed the handshake yet.
     handshaking: bool,
     /// The sequence number after the last byte that the inside sent, and the last one
@@ -122,6 +124,7 @@ impl<S: Stream> Connection<S> {
             host_ended: false,
             host_told: false,
             host_failed: false,
+            host_reset: false,
             handshaking: true,
             received_up_to: None,
             acknowledged: None,
@@ -164,6 +167,11 @@ impl<S: Stream> Connection<S> {
         self.note_acknowledged(link);
     }
 
+    /// Notes that the outer connection was reset before this one existed.
+    pub(super) fn reset_by_host(&mut self) {
+        self.host_reset = true;
+    }
+
     /// Whether the inside has completed the handshake.
     pub(super) fn is_established(&self) -> bool {
         !self.handshaking
@@ -184,6 +192,9 @@ impl<S: Stream> Connection<S> {
             }
             !open
         });
+        if !self.handshaking && self.host_reset {
+            self.fail();
+        }
     }
 
     /// Moves what can be moved, lets the socket send, and says when to come back.

@@ -383,12 +383,18 @@ impl<S: Stream> Tcp<S> {
             return;
         };
         let key = flow.key;
-        let joined = stream.connected().and_then(|()| {
+        let outcome = stream.connected();
+        // Reset means that it was connected, if only for a moment; refused is another error.
+        let was_reset = outcome.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset);
+        let joined = if was_reset { Ok(()) } else { outcome }.and_then(|()| {
             Connection::accept(&mut self.interface, &self.arena, ring_bytes, link, now, key, &syn, stream)
         });
         match joined {
             Ok(mut connection) => {
                 connection.ready(readiness);
+                if was_reset {
+                    connection.reset_by_host();
+                }
                 self.connecting -= 1;
                 self.flows[index as usize].flow = Some(Flow {
                     key,
