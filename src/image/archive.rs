@@ -1,26 +1,29 @@
-//! The files of an image as it is handed over: an archive read in place, or a directory.
+//! The files of an image as it is handed over: a directory, an archive read in place, or a stream.
 //!
 //! An archive is listed once by seeking from header to header, and its members are then read where
 //! they lie, in whatever order they are needed. What cannot be sought in (a pipe, a compressed
-//! archive) is first written, uncompressed, to an unnamed temporary file.
+//! archive) is read once (see `streamed`).
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Seek as _, Write as _};
+use std::io::{self, Read, Seek as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use super::ImageError;
 use super::compression::Decoder;
+use super::ingest::{self, Expected};
+use super::streamed::Streamed;
+use crate::store::{Store, StoredLayer};
 
 /// Members of one archive; `docker save` writes some four a layer.
-const MAX_MEMBERS: usize = 100_000;
+pub(super) const MAX_MEMBERS: usize = 100_000;
 /// Links followed from a member: `docker save` of old writes one to a layer that it shares.
-const MAX_LINKS: usize = 8;
+pub(super) const MAX_LINKS: usize = 8;
 
 /// A member's bytes and their number.
-pub(super) type Opened = (Box<dyn Read + Send>, u64);
+pub(super) type Opened<'a> = (Box<dyn Read + 'a>, u64);
 
 /// Where an image's manifests, configs and layers are read from.
 #[derive(Debug)]
@@ -29,11 +32,13 @@ pub(super) enum Files {
     Directory(PathBuf),
     /// An archive.
     Archive(Archive),
+    /// An archive that was read once, its layers going to the store.
+    Streamed(Streamed),
 }
 
 impl Files {
     /// Opens a member of this name, with its size in bytes; `None` where there is none.
-    pub(super) fn open(&self, name: &str) -> Result<Option<Opened>, ImageError> {
+    pub(super) fn open(&self, name: &str) -> Result<Option<Opened<'_>>, ImageError> {
         match self {
             Self::Directory(directory) => {
                 let path = directory.join(name);
@@ -45,6 +50,7 @@ impl Files {
                 }
             }
             Self::Archive(archive) => archive.open(name),
+            Self::Streamed(streamed) => streamed.open(name),
         }
     }
 
@@ -67,17 +73,47 @@ impl Files {
         match self {
             Self::Directory(path) => path,
             Self::Archive(archive) => &archive.path,
+            Self::Streamed(streamed) => streamed.path(),
         }
     }
 
-    /// Opens an archive: `file` is read from its current place where it can seek, else spooled to
-    /// `spool`. `path` is what messages call it.
-    pub(super) fn archive(
-        file: File,
-        path: &Path,
-        spool: impl FnOnce() -> io::Result<File>,
-    ) -> Result<Self, ImageError> {
-        Archive::list(file, path, spool).map(Self::Archive)
+    /// Opens an archive: `file` is read from its current place. `path` is what messages call it. The
+    /// caller holds the store's content lock.
+    pub(super) fn archive(store: &Store, mut file: File, path: &Path) -> Result<Self, ImageError> {
+        let unreadable = |source| ImageError::Read { path: path.to_owned(), source };
+        let metadata = file.metadata().map_err(unreadable)?;
+        if metadata.is_dir() {
+            return Err(ImageError::NotAFile { path: path.to_owned() });
+        }
+        let mut magic = [0; 6];
+        let is_plain = metadata.is_file() && {
+            let at = file.stream_position().map_err(unreadable)?;
+            let length = file.read_at(&mut magic, at).map_err(unreadable)?;
+            !Decoder::is_compressed(&magic[..length])
+        };
+        if is_plain {
+            Archive::list(file, path).map(Self::Archive)
+        } else {
+            Streamed::read(store, file, path).map(Self::Streamed)
+        }
+    }
+
+    /// Stores a layer, which must be as expected. The caller holds the content lock.
+    pub(super) fn store_layer(
+        &self,
+        store: &Store,
+        expected: &Expected<'_>,
+    ) -> Result<StoredLayer, ImageError> {
+        let missing =
+            || ImageError::Missing { path: self.path().to_owned(), member: expected.what.to_owned() };
+        if let Self::Streamed(streamed) = self
+            && let Some(found) = streamed.layer(expected.what)
+        {
+            found?.check(expected)?;
+            return store.layer(expected.diff_id)?.ok_or_else(missing);
+        }
+        let (reader, _) = self.open(expected.what)?.ok_or_else(missing)?;
+        ingest::store_layer(store, reader, expected)
     }
 }
 
@@ -96,27 +132,8 @@ enum Member {
 }
 
 impl Archive {
-    fn list(
-        mut file: File,
-        path: &Path,
-        spool: impl FnOnce() -> io::Result<File>,
-    ) -> Result<Self, ImageError> {
-        let unreadable = |source| ImageError::Read { path: path.to_owned(), source };
-        let metadata = file.metadata().map_err(unreadable)?;
-        if metadata.is_dir() {
-            return Err(ImageError::NotAFile { path: path.to_owned() });
-        }
-        let mut magic = [0; 6];
-        let is_plain = metadata.is_file() && {
-            let at = file.stream_position().map_err(unreadable)?;
-            let length = file.read_at(&mut magic, at).map_err(unreadable)?;
-            !Decoder::is_compressed(&magic[..length])
-        };
-        if !is_plain {
-            file = spooled(file, path, spool)?;
-        }
-        let members = members(&file)
-            .map_err(|error| ImageError::NotAnArchive { path: path.to_owned(), reason: printable(&error) })?;
+    fn list(file: File, path: &Path) -> Result<Self, ImageError> {
+        let members = members(&file).map_err(|error| not_an_archive(path, &error))?;
         Ok(Self { path: path.to_owned(), file: Arc::new(file), members })
     }
 
@@ -131,7 +148,7 @@ impl Archive {
         None
     }
 
-    fn open(&self, name: &str) -> Result<Option<Opened>, ImageError> {
+    fn open(&self, name: &str) -> Result<Option<Opened<'_>>, ImageError> {
         let Some((offset, size)) = self.open_member(Path::new(name)) else { return Ok(None) };
         let file_size = self.file.metadata().map_or(0, |metadata| metadata.size());
         if offset.checked_add(size).is_none_or(|end| end > file_size) {
@@ -161,26 +178,6 @@ impl Read for Section {
     }
 }
 
-/// Uncompresses a stream into a temporary file.
-fn spooled(file: File, path: &Path, spool: impl FnOnce() -> io::Result<File>) -> Result<File, ImageError> {
-    let spool_failed = |source| ImageError::Spool { path: path.to_owned(), source };
-    let mut target = spool().map_err(spool_failed)?;
-    let mut decoder =
-        Decoder::new(Box::new(file)).map_err(|source| ImageError::Read { path: path.to_owned(), source })?;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let count = match decoder.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(source) => return Err(ImageError::Read { path: path.to_owned(), source }),
-        };
-        target.write_all(&buffer[..count]).map_err(spool_failed)?;
-    }
-    target.rewind().map_err(spool_failed)?;
-    Ok(target)
-}
-
 fn members(file: &File) -> io::Result<HashMap<PathBuf, Member>> {
     let mut members = HashMap::new();
     let mut archive = tar::Archive::new(file);
@@ -189,19 +186,12 @@ fn members(file: &File) -> io::Result<HashMap<PathBuf, Member>> {
         if members.len() >= MAX_MEMBERS {
             return Err(io::Error::other(format!("it has more than {MAX_MEMBERS} members")));
         }
-        let path = entry.path()?;
-        // A name that leads out of the archive names nothing in it.
-        let Some(name) = normalised(&path) else { continue };
-        let kind = entry.header().entry_type();
-        let member = if kind.is_file() {
-            Member::File { offset: entry.raw_file_position(), size: entry.size() }
-        } else if kind.is_symlink() || kind.is_hard_link() {
-            let target = entry.link_name()?.unwrap_or_default();
-            let base = if kind.is_symlink() { name.parent().unwrap_or(Path::new("")) } else { Path::new("") };
-            let Some(target) = normalised(&base.join(target)) else { continue };
-            Member::Link(target)
-        } else {
-            continue;
+        let (name, member) = match named(&entry)? {
+            Some((name, Named::File)) => {
+                (name, Member::File { offset: entry.raw_file_position(), size: entry.size() })
+            }
+            Some((name, Named::Link(target))) => (name, Member::Link(target)),
+            None => continue,
         };
         members.insert(name, member);
     }
@@ -211,14 +201,39 @@ fn members(file: &File) -> io::Result<HashMap<PathBuf, Member>> {
     Ok(members)
 }
 
-/// An error's text on one line: those of the tar crate quote the bytes that they stumbled over.
-fn printable(error: &io::Error) -> String {
+/// What a member of an archive is, as far as images go.
+pub(super) enum Named {
+    File,
+    Link(PathBuf),
+}
+
+/// A member's name, normalised, and what it is; `None` for what no image refers to: directories,
+/// and names that lead out of the archive.
+pub(super) fn named<R: Read>(entry: &tar::Entry<'_, R>) -> io::Result<Option<(PathBuf, Named)>> {
+    let path = entry.path()?;
+    let Some(name) = normalised(&path) else { return Ok(None) };
+    let kind = entry.header().entry_type();
+    if kind.is_file() {
+        return Ok(Some((name, Named::File)));
+    }
+    if !kind.is_symlink() && !kind.is_hard_link() {
+        return Ok(None);
+    }
+    let target = entry.link_name()?.unwrap_or_default();
+    let base = if kind.is_symlink() { name.parent().unwrap_or(Path::new("")) } else { Path::new("") };
+    Ok(normalised(&base.join(target)).map(|target| (name, Named::Link(target))))
+}
+
+/// The error for a file that is no archive, on one line: the tar crate quotes the bytes that it
+/// stumbled over.
+pub(super) fn not_an_archive(path: &Path, error: &io::Error) -> ImageError {
     const LENGTH: usize = 80;
-    error.to_string().chars().take(LENGTH).collect::<String>().escape_debug().to_string()
+    let reason = error.to_string().chars().take(LENGTH).collect::<String>().escape_debug().to_string();
+    ImageError::NotAnArchive { path: path.to_owned(), reason }
 }
 
 /// A path without `.` and `..`; `None` where it leads above its root or begins at `/`.
-fn normalised(path: &Path) -> Option<PathBuf> {
+pub(super) fn normalised(path: &Path) -> Option<PathBuf> {
     let mut normal = PathBuf::new();
     for component in path.components() {
         match component {
@@ -234,6 +249,8 @@ fn normalised(path: &Path) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use std::io::Write as _;
 
     use super::*;
 
@@ -261,7 +278,8 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         file.rewind().unwrap();
-        Files::archive(file, Path::new("x.tar"), tempfile::tempfile)
+        let dir = tempfile::tempdir().unwrap();
+        Files::archive(&Store::open(dir.path()).unwrap(), file, Path::new("x.tar"))
     }
 
     #[test]
@@ -284,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compressed_archive_is_spooled() {
+    fn a_compressed_archive_is_read_once() {
         let bytes = archive(|builder| file(builder, "m", b"text"));
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(&bytes).unwrap();

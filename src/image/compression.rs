@@ -13,18 +13,18 @@ const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 const REFUSED: &[(&[u8], &str)] = &[(b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x04\x22\x4d\x18", "lz4")];
 
-type Input<'a> = BufReader<Chain<Cursor<Vec<u8>>, Box<dyn Read + Send + 'a>>>;
+type Input<'a> = BufReader<Chain<Cursor<Vec<u8>>, Box<dyn Read + 'a>>>;
 
 /// Reads a stream that is gzip (several members too), zstd or plain.
 pub(super) enum Decoder<'a> {
-    Plain(Chain<Cursor<Vec<u8>>, Box<dyn Read + Send + 'a>>),
+    Plain(Chain<Cursor<Vec<u8>>, Box<dyn Read + 'a>>),
     Gzip(Box<MultiGzDecoder<Input<'a>>>),
     Zstd(zstd::Decoder<'static, Input<'a>>),
 }
 
 impl<'a> Decoder<'a> {
     /// Looks at the first bytes and chooses.
-    pub(super) fn new(mut input: Box<dyn Read + Send + 'a>) -> io::Result<Self> {
+    pub(super) fn new(mut input: Box<dyn Read + 'a>) -> io::Result<Self> {
         let mut magic = Vec::with_capacity(6);
         input.by_ref().take(6).read_to_end(&mut magic)?;
         if let Some((_, name)) = REFUSED.iter().find(|(refused, _)| magic.starts_with(refused)) {

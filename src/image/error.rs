@@ -117,13 +117,15 @@ pub enum ImageError {
         /// Which.
         path: PathBuf,
     },
-    /// A stream cannot be kept for reading.
-    #[error("cannot keep {path} in a temporary file while it is read")]
-    Spool {
+    /// A stream whose small members are too many to hold.
+    #[error(
+        "{path} holds more than {limit} bytes of members that are no layers, which no image archive does"
+    )]
+    TooMuchBesides {
         /// The stream.
         path: PathBuf,
-        /// Why not.
-        source: io::Error,
+        /// The limit in bytes.
+        limit: u64,
     },
     /// Something that is referred to is not there.
     #[error("{path} is incomplete: {member} is missing")]
@@ -188,6 +190,14 @@ pub enum ImageError {
         what: String,
         /// Why.
         source: fuse_overlay::pack::PackError,
+    },
+    /// A member of a stream that an image calls a layer.
+    #[error("{what} is not usable as a layer: {reason}")]
+    NotALayer {
+        /// Which.
+        what: String,
+        /// Why not.
+        reason: String,
     },
     /// A layer that would fill the disk.
     #[error(

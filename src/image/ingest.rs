@@ -1,6 +1,6 @@
 //! One pass over a layer: read, hash, uncompress, hash, index, write.
 //!
-//! Two threads share the work. The first reads what was handed over, hashes it and uncompresses it
+//! Two threads share the work. The caller's reads what was handed over, hashes it and uncompresses it
 //! into chunks; the second hashes the uncompressed bytes, writes them to the store and indexes them
 //! as they pass. Of a plain layer both hashes are the same, so only the first thread hashes.
 //! Memory is bounded by [`CHUNKS`] chunks of [`CHUNK_BYTES`], whatever the layer's size.
@@ -8,12 +8,12 @@
 //! Nothing is visible until digest and diff id are verified. A digest that does not match is
 //! reported before anything that is wrong with the tar, since it is the cause.
 
+use std::cell::Cell;
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use fuse_overlay::pack::{self, Limits, PackError};
+use fuse_overlay::pack::{self, LayerIndex, Limits, PackError};
 use sha2::{Digest as _, Sha256};
 
 use super::compression::Decoder;
@@ -32,13 +32,12 @@ const MAX_RATIO: u64 = 1100;
 /// Below this many uncompressed bytes the ratio does not matter.
 const RATIO_MATTERS_BYTES: u64 = 1 << 30;
 
-/// A layer as it is handed over.
-pub(super) struct LayerSource<'a> {
-    /// Its bytes, compressed or not.
-    pub(super) reader: Box<dyn Read + Send>,
+/// What a layer is said to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Expected<'a> {
     /// What messages call it.
     pub(super) what: &'a str,
-    /// Digest of those bytes, where it is known.
+    /// Digest of its bytes as they are handed over, where it is known.
     pub(super) digest: Option<&'a Digest>,
     /// How many bytes, where it is known.
     pub(super) size: Option<u64>,
@@ -46,9 +45,57 @@ pub(super) struct LayerSource<'a> {
     pub(super) diff_id: &'a Digest,
 }
 
-/// Stores a layer. The caller holds the content lock.
-pub(super) fn store_layer(store: &Store, source: LayerSource<'_>) -> Result<StoredLayer> {
-    let LayerSource { reader, what, digest, size, diff_id } = source;
+/// What a layer was found to be.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    digest: Digest,
+    bytes: u64,
+    diff_id: Digest,
+}
+
+impl Found {
+    /// Whether it is what it is said to be, the cause of a difference before its consequences.
+    pub(super) fn check(&self, expected: &Expected<'_>) -> Result<()> {
+        let what = expected.what;
+        if let Some(wanted) = expected.size.filter(|wanted| *wanted != self.bytes) {
+            return Err(ImageError::SizeMismatch { what: what.to_owned(), wanted, found: self.bytes });
+        }
+        check_digest(what, expected.digest, &self.digest)?;
+        check_digest(&format!("the uncompressed layer {what}"), Some(expected.diff_id), &self.diff_id)
+    }
+}
+
+/// A layer in the store's temporary files.
+pub(super) struct Packed {
+    pub(super) found: Found,
+    writer: LayerWriter,
+    index: Result<LayerIndex, PackError>,
+}
+
+impl Packed {
+    /// Puts the layer in its place, under the diff id that it was found to have.
+    pub(super) fn publish(self, what: &str) -> Result<StoredLayer> {
+        match self.index {
+            Ok(index) => Ok(self.writer.finish(&self.found.diff_id, &index)?),
+            Err(PackError::Read(source)) => Err(ImageError::LayerStream { what: what.to_owned(), source }),
+            Err(source) => Err(ImageError::Layer { what: what.to_owned(), source }),
+        }
+    }
+}
+
+/// Stores a layer that is what it is expected to be. The caller holds the content lock.
+pub(super) fn store_layer(
+    store: &Store,
+    reader: Box<dyn Read + '_>,
+    expected: &Expected<'_>,
+) -> Result<StoredLayer> {
+    let packed = pack(store, reader, expected.what)?;
+    packed.found.check(expected)?;
+    packed.publish(expected.what)
+}
+
+/// Reads a layer into the store's temporary files. The caller holds the content lock.
+pub(super) fn pack(store: &Store, reader: Box<dyn Read + '_>, what: &str) -> Result<Packed> {
     let (full_sender, full) = sync_channel(CHUNKS);
     let (empty, empty_receiver) = sync_channel(CHUNKS);
     for _ in 0..CHUNKS {
@@ -56,38 +103,24 @@ pub(super) fn store_layer(store: &Store, source: LayerSource<'_>) -> Result<Stor
         let _ = empty.send(Chunk::new());
     }
     let mut intake = Intake::new(store.new_layer()?, full, empty);
-    let (produced, indexed) = thread::scope(|scope| {
-        let producer = scope.spawn(move || produce(reader, &full_sender, &empty_receiver));
-        let indexed = pack::index_tar(&mut intake, &Limits::default());
-        intake.drain(indexed.is_ok());
-        intake.hang_up();
-        (producer.join(), indexed)
+    let (produced, taken) = thread::scope(|scope| {
+        let taker = scope.spawn(move || {
+            let index = pack::index_tar(&mut intake, &Limits::default());
+            intake.drain(index.is_ok());
+            (intake.into_parts(), index)
+        });
+        let produced = produce(reader, &full_sender, &empty_receiver);
+        // With it the other thread sees the end.
+        drop(full_sender);
+        (produced, taker.join())
     });
-    let produced = match produced {
-        Ok(produced) => produced,
-        Err(panic) => std::panic::resume_unwind(panic),
-    };
-    if let Some(failure) = intake.failure {
+    let (parts, index) = taken.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    if let Some(failure) = parts.failure {
         return Err(failure.into_error(what));
     }
-    let produced = produced.map_err(|failure| failure.into_error(what))?;
-    if let Some(wanted) = size.filter(|wanted| *wanted != produced.bytes) {
-        return Err(ImageError::SizeMismatch { what: what.to_owned(), wanted, found: produced.bytes });
-    }
-    check_digest(what, digest, &produced.digest)?;
-    let found = if produced.is_plain { produced.digest } else { intake.hash.digest() };
-    match indexed {
-        // A tar that cannot be read is no surprise where it is another one than was asked for.
-        Err(PackError::Read(source)) => Err(ImageError::LayerStream { what: what.to_owned(), source }),
-        Err(source) => {
-            check_digest(what, Some(diff_id), &found)?;
-            Err(ImageError::Layer { what: what.to_owned(), source })
-        }
-        Ok(index) => {
-            check_digest(&format!("the uncompressed layer {what}"), Some(diff_id), &found)?;
-            Ok(intake.writer.finish(diff_id, &index)?)
-        }
-    }
+    let Produced { digest, bytes, is_plain } = produced.map_err(|failure| failure.into_error(what))?;
+    let diff_id = if is_plain { digest.clone() } else { parts.hash.digest() };
+    Ok(Packed { found: Found { digest, bytes, diff_id }, writer: parts.writer, index })
 }
 
 pub(super) fn check_digest(what: &str, wanted: Option<&Digest>, found: &Digest) -> Result<()> {
@@ -181,29 +214,29 @@ impl Hash {
 
 /// Hashes what passes.
 struct Hashing<'a> {
-    inner: Box<dyn Read + Send>,
+    inner: Box<dyn Read + 'a>,
     hash: &'a mut Hash,
     /// The bytes that have passed, for whoever cannot see the hash meanwhile.
-    taken: &'a AtomicU64,
+    taken: &'a Cell<u64>,
 }
 
 impl Read for Hashing<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         self.hash.update(&buffer[..count]);
-        self.taken.store(self.hash.bytes, Ordering::Relaxed);
+        self.taken.set(self.hash.bytes);
         Ok(count)
     }
 }
 
 /// The first thread: reads, hashes, uncompresses.
 fn produce(
-    reader: Box<dyn Read + Send>,
+    reader: Box<dyn Read + '_>,
     full: &SyncSender<Chunk>,
     empty: &Receiver<Chunk>,
 ) -> Result<Produced, Failure> {
     let mut hash = Hash::default();
-    let taken = AtomicU64::new(0);
+    let taken = Cell::new(0);
     let hashing = Hashing { inner: reader, hash: &mut hash, taken: &taken };
     let mut decoder = Decoder::new(Box::new(hashing)).map_err(Failure::Stream)?;
     let is_plain = decoder.is_plain();
@@ -216,7 +249,7 @@ fn produce(
         if uncompressed > MAX_LAYER_BYTES {
             return Err(Failure::Bomb(format!("{MAX_LAYER_BYTES} bytes")));
         }
-        if uncompressed > RATIO_MATTERS_BYTES && uncompressed / MAX_RATIO > taken.load(Ordering::Relaxed) {
+        if uncompressed > RATIO_MATTERS_BYTES && uncompressed / MAX_RATIO > taken.get() {
             return Err(Failure::Bomb(format!("{MAX_RATIO} times its size")));
         }
         if chunk.length == 0 || full.send(chunk).is_err() {
@@ -231,8 +264,8 @@ fn produce(
 /// The second thread's end: what the indexer reads is written and hashed on the way.
 struct Intake {
     writer: LayerWriter,
-    /// The two ends, until the stream's end or a failure.
-    channels: Option<(Receiver<Chunk>, SyncSender<Chunk>)>,
+    full: Receiver<Chunk>,
+    empty: SyncSender<Chunk>,
     hash: Hash,
     chunk: Option<Chunk>,
     at: usize,
@@ -242,25 +275,16 @@ struct Intake {
 
 impl Intake {
     fn new(writer: LayerWriter, full: Receiver<Chunk>, empty: SyncSender<Chunk>) -> Self {
-        Self {
-            writer,
-            channels: Some((full, empty)),
-            hash: Hash::default(),
-            chunk: None,
-            at: 0,
-            is_kept: true,
-            failure: None,
-        }
+        Self { writer, full, empty, hash: Hash::default(), chunk: None, at: 0, is_kept: true, failure: None }
     }
 
     /// Takes the next chunk in; `false` at the end.
     fn advance(&mut self) -> Result<bool, StoreError> {
-        let Some((full, empty)) = &self.channels else { return Ok(false) };
         if let Some(done) = self.chunk.take() {
             // The first thread may have ended already.
-            let _ = empty.send(done);
+            let _ = self.empty.send(done);
         }
-        let Ok(chunk) = full.recv() else { return Ok(false) };
+        let Ok(chunk) = self.full.recv() else { return Ok(false) };
         if !chunk.is_plain {
             self.hash.update(chunk.bytes());
         }
@@ -285,10 +309,18 @@ impl Intake {
         }
     }
 
-    /// Lets the first thread end, if it has not: it waits for chunks and for a taker.
-    fn hang_up(&mut self) {
-        self.channels = None;
+    /// What is left when the stream is done with. Its channels close, which lets the first thread
+    /// end, if it has not: it waits for chunks and for a taker.
+    fn into_parts(self) -> Parts {
+        Parts { writer: self.writer, hash: self.hash, failure: self.failure }
     }
+}
+
+/// What the second thread made.
+struct Parts {
+    writer: LayerWriter,
+    hash: Hash,
+    failure: Option<Failure>,
 }
 
 impl Read for Intake {

@@ -29,6 +29,7 @@ mod platform;
 mod reference;
 mod remove;
 mod save;
+mod streamed;
 mod transport;
 
 pub use error::ImageError;
@@ -41,7 +42,7 @@ pub use transport::Source;
 use archive::Files;
 use error::Result;
 use handed_over::{Candidate, Wanted, candidates};
-use ingest::{LayerSource, store_layer};
+use ingest::Expected;
 use platform::Platform;
 
 /// PATH of a container whose image sets none: Docker's.
@@ -215,8 +216,7 @@ pub struct Added {
 /// # Errors
 /// The archive is not one, is damaged, or the store fails. Images before the bad one stay.
 pub fn load(store: &Store, file: File, path: &Path) -> Result<Vec<Added>> {
-    let files = Files::archive(file, path, || store.temporary_file())?;
-    add_all(store, &files, Wanted::All)
+    add_all(store, || Files::archive(store, file, path), Wanted::All)
 }
 
 /// Brings images of an archive or a layout into the store: `hostel pull`.
@@ -232,12 +232,12 @@ pub fn pull_source(store: &Store, source: &Source, choice: Choice) -> Result<Vec
                     fs::metadata(directory).err().unwrap_or_else(|| io::ErrorKind::NotADirectory.into());
                 return Err(ImageError::Read { path: directory.clone(), source: error });
             }
-            add_all(store, &Files::Directory(directory.clone()), wanted(tag.as_deref()))
+            add_all(store, || Ok(Files::Directory(directory.clone())), wanted(tag.as_deref()))
         }
         Source::OciArchive { file, tag } => {
-            add_all(store, &open_archive(store, file)?, wanted(tag.as_deref()))
+            add_all(store, || open_archive(store, file), wanted(tag.as_deref()))
         }
-        Source::DockerArchive { file } => add_all(store, &open_archive(store, file)?, wanted(None)),
+        Source::DockerArchive { file } => add_all(store, || open_archive(store, file), wanted(None)),
         Source::Stored(name) => Err(ImageError::Registry(name.clone())),
         Source::Rootfs { directory } => {
             Err(ImageError::NotStorable(format!("rootfs:{}", directory.display())))
@@ -248,14 +248,22 @@ pub fn pull_source(store: &Store, source: &Source, choice: Choice) -> Result<Vec
 
 fn open_archive(store: &Store, path: &Path) -> Result<Files> {
     let file = File::open(path).map_err(|source| ImageError::Read { path: path.to_owned(), source })?;
-    Files::archive(file, path, || store.temporary_file())
+    Files::archive(store, file, path)
 }
 
-fn add_all(store: &Store, files: &Files, wanted: Wanted<'_>) -> Result<Vec<Added>> {
+fn add_all(store: &Store, open: impl FnOnce() -> Result<Files>, wanted: Wanted<'_>) -> Result<Vec<Added>> {
     store.sweep_leftovers()?;
-    let _lock = store.lock_content()?;
-    let candidates = candidates(files, wanted, &Platform::host())?;
-    candidates.into_iter().map(|candidate| add(store, files, candidate)).collect()
+    let lock = store.lock_content()?;
+    let added = open().and_then(|files| {
+        let candidates = candidates(&files, wanted, &Platform::host())?;
+        candidates.into_iter().map(|candidate| add(store, &files, candidate)).collect()
+    });
+    drop(lock);
+    if added.is_err() {
+        // Layers that came before the failure. What cannot be collected now is so later.
+        let _ = store.collect();
+    }
+    added
 }
 
 /// Stores one image and names it. The caller holds the content lock.
@@ -294,11 +302,8 @@ fn store_image(store: &Store, files: &Files, candidate: &Candidate) -> Result<Im
         let stored = match store.layer(diff_id)? {
             Some(stored) => stored,
             None => {
-                let missing =
-                    || ImageError::Missing { path: files.path().to_owned(), member: layer.member.clone() };
-                let (reader, _) = files.open(&layer.member)?.ok_or_else(missing)?;
                 let (what, digest, size) = (layer.member.as_str(), layer.digest.as_ref(), layer.size);
-                store_layer(store, LayerSource { reader, what, digest, size, diff_id })?
+                files.store_layer(store, &Expected { what, digest, size, diff_id })?
             }
         };
         size_bytes += stored.content_bytes;

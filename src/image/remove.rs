@@ -67,13 +67,9 @@ pub fn tag(store: &Store, source: &str, target: &str) -> Result<()> {
 pub fn remove(store: &Store, text: &str, force: bool, uses: &[ContainerUse]) -> Result<Removal> {
     let removal = store.update_catalog(|catalog| remove_from(catalog, text, force, uses))?;
     if !removal.deleted.is_empty() {
-        store.collect(&images_of(uses))?;
+        store.collect()?;
     }
     Ok(removal)
-}
-
-fn images_of(uses: &[ContainerUse]) -> Vec<Digest> {
-    uses.iter().map(|container| container.image.clone()).collect()
 }
 
 fn remove_from(catalog: &mut Catalog, text: &str, force: bool, uses: &[ContainerUse]) -> Result<Removal> {
@@ -177,7 +173,7 @@ pub fn prune(
     uses: &[ContainerUse],
     keep: impl Fn(&Digest, &crate::store::ImageEntry) -> bool,
 ) -> Result<Pruned> {
-    let used: HashSet<Digest> = images_of(uses).into_iter().collect();
+    let used: HashSet<&Digest> = uses.iter().map(|container| &container.image).collect();
     let removals = store.update_catalog(|catalog| {
         let unused: Vec<Digest> = catalog
             .images
@@ -192,6 +188,6 @@ pub fn prune(
         };
         Ok::<_, StoreError>(unused.iter().map(delete_one).collect())
     })?;
-    let collected = store.collect(&images_of(uses))?.unwrap_or_default();
+    let collected = store.collect()?.unwrap_or_default();
     Ok(Pruned { removals, reclaimed_bytes: collected.bytes })
 }

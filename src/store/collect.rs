@@ -6,10 +6,12 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use serde::Deserialize;
 
+use super::containers::{ContainerError, Containers};
 use super::{Result, Store, StoreError, chain_id};
 use crate::id::Digest;
 
@@ -52,13 +54,13 @@ impl Live {
 }
 
 impl Store {
-    /// Takes away all that neither the catalog nor one of `containers`' images needs. Where other
-    /// processes use the store at this moment it does nothing and gives `None`: the next one will.
-    /// The caller must not hold the content lock itself.
+    /// Takes away all that neither the catalog nor a container needs. Where other processes use the
+    /// store at this moment it does nothing and gives `None`: the next one will. The caller must not
+    /// hold the content lock itself.
     ///
     /// # Errors
-    /// The catalog cannot be read, a file cannot be removed.
-    pub fn collect(&self, container_images: &[Digest]) -> Result<Option<Collected>> {
+    /// The catalog or a container's record cannot be read, a file cannot be removed.
+    pub fn collect(&self) -> Result<Option<Collected>> {
         let Some(_lock) = self.try_lock_content_exclusive()? else { return Ok(None) };
         let catalog = self.catalog()?;
         let mut live = Live::default();
@@ -69,7 +71,7 @@ impl Store {
         for name in catalog.names.values() {
             live.blobs.extend(name.digest.iter().map(|digest| OsString::from(digest.hex())));
         }
-        for id in container_images.iter().filter(|id| !catalog.images.contains_key(id)) {
+        for id in self.container_images()?.iter().filter(|id| !catalog.images.contains_key(*id)) {
             let config = self.blob(id)?.and_then(|bytes| serde_json::from_slice::<Config>(&bytes).ok());
             if let Some(config) = config {
                 live.add(id, &config.rootfs.diff_ids);
@@ -87,6 +89,22 @@ impl Store {
         // volume, with files of subordinate ids) is no reason to fail.
         let _ = self.sweep(&self.path("tmp"), &HashSet::new(), &mut Collected::default());
         Ok(Some(collected))
+    }
+
+    /// The images of all containers. A record that cannot be read might name any: then nothing may go.
+    fn container_images(&self) -> Result<Vec<Digest>> {
+        let containers = Containers::new(&self.root);
+        let mut images = Vec::new();
+        for id in containers.ids()? {
+            match containers.record(&id) {
+                Ok(record) => images.extend(record.image_id.and_then(|image| image.parse().ok())),
+                // It went away meanwhile.
+                Err(ContainerError::NotFound(_)) => {}
+                Err(ContainerError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(images)
     }
 
     /// Removes the entries of a directory that are not among `live`, and gives their names.
@@ -147,6 +165,8 @@ fn directory_bytes(path: &Path) -> u64 {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+    use std::path::PathBuf;
+
     use super::super::content::tests::{small_tar, store_layer};
     use super::super::{ImageEntry, NameEntry};
     use super::*;
@@ -179,6 +199,19 @@ mod tests {
         (id, layer)
     }
 
+    /// A container of an image; gives its directory.
+    fn make_container(store: &Store, image: &Digest) -> PathBuf {
+        let id = "c".repeat(64);
+        let record = serde_json::json!({
+            "version": 1, "id": id, "name": "c1", "created": "2024-01-02T03:04:05Z", "image": "b", "image_id": image,
+            "command": [], "labels": {}, "volumes": [], "anonymous_volumes": [], "local_dir": "/", "machine_id": "",
+        });
+        let directory = store.path("containers").join(id);
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("record.json"), record.to_string()).unwrap();
+        directory
+    }
+
     fn remove(store: &Store, id: &Digest) {
         store
             .update_catalog(|catalog| {
@@ -200,18 +233,22 @@ mod tests {
         let (a, layer_a) = store_image(&store, "a");
         let (b, layer_b) = store_image(&store, "b");
         fs::write(store.path("tmp/left"), "over").unwrap();
-        assert_eq!(store.collect(&[]).unwrap().unwrap(), Collected::default());
+        assert_eq!(store.collect().unwrap().unwrap(), Collected::default());
         assert_eq!(count(&store, "tmp"), 0);
 
         remove(&store, &a);
         remove(&store, &b);
-        let collected = store.collect(std::slice::from_ref(&b)).unwrap().unwrap();
+        let container = make_container(&store, &b);
+        let collected = store.collect().unwrap().unwrap();
         assert_eq!(collected.layers, [layer_a]);
         assert!(collected.bytes > 1024);
         assert!(store.layer(&layer_b).unwrap().is_some());
         assert!(store.merged_index(&[layer_b]).unwrap().exists());
 
-        store.collect(&[]).unwrap().unwrap();
+        fs::write(container.join("record.json"), "{").unwrap();
+        assert!(store.collect().is_err(), "a container whose needs cannot be told");
+        fs::remove_dir_all(container).unwrap();
+        store.collect().unwrap().unwrap();
         for directory in ["blobs/sha256", "layers", "merged", "tmp"] {
             assert_eq!(count(&store, directory), 0, "{directory}");
         }
@@ -224,9 +261,9 @@ mod tests {
         let (id, layer) = store_image(&store, "a");
         remove(&store, &id);
         let lock = store.lock_content().unwrap();
-        assert_eq!(store.collect(&[]).unwrap(), None);
+        assert_eq!(store.collect().unwrap(), None);
         assert!(store.layer(&layer).unwrap().is_some());
         drop(lock);
-        assert_eq!(store.collect(&[]).unwrap().unwrap().layers, [layer]);
+        assert_eq!(store.collect().unwrap().unwrap().layers, [layer]);
     }
 }

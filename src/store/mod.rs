@@ -154,6 +154,12 @@ pub enum StoreError {
         /// Why not.
         source: fuse_overlay::index::MergeError,
     },
+    /// What containers need cannot be told.
+    #[error("cannot tell which images containers need")]
+    Containers {
+        /// Why not.
+        source: containers::ContainerError,
+    },
     /// No volume has this name.
     #[error("get {0}: no such volume")]
     NoSuchVolume(String),
@@ -173,6 +179,12 @@ pub enum StoreError {
 }
 
 type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+impl From<containers::ContainerError> for StoreError {
+    fn from(source: containers::ContainerError) -> Self {
+        Self::Containers { source }
+    }
+}
 
 impl StoreError {
     /// Wraps an error of the file system, telling a full disk apart.

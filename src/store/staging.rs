@@ -74,18 +74,6 @@ impl Store {
         Ok(staged)
     }
 
-    /// A file without a name, for as long as it is open.
-    ///
-    /// # Errors
-    /// It cannot be made.
-    pub fn temporary_file(&self) -> io::Result<File> {
-        let staged = self.stage();
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create_new(true).mode(0o600).open(staged.path())?;
-        drop(staged);
-        Ok(file)
-    }
-
     /// Replaces a file of the store, durably.
     pub(super) fn write(&self, place: &Path, bytes: &[u8]) -> Result<()> {
         let staged = self.stage();
