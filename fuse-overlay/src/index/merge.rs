@@ -12,11 +12,15 @@ use super::format::{
 use super::tree::{Attributes, Content, Directory, Key, Name, Node, ROOT, Tree};
 use super::{MergeError, display};
 
+/// How deep directories can lie in each other: a path has at most 4096 bytes.
+const DEPTH_LIMIT: u64 = 2048;
+
 pub(super) fn merge(layers: &[&Image]) -> Result<Tree, MergeError> {
     let mut tree = Tree::new();
     for (number, image) in layers.iter().enumerate() {
         let layer = u32::try_from(number).map_err(|_| MergeError::TooLarge)?;
-        Overlay { tree: &mut tree, image, layer, copied: HashMap::new(), links: Vec::new() }.apply()?;
+        Overlay { tree: &mut tree, image, layer, copied: HashMap::new(), links: Vec::new(), steps: 0 }
+            .apply()?;
     }
     Ok(tree)
 }
@@ -30,6 +34,8 @@ struct Overlay<'a> {
     copied: HashMap<u32, Key>,
     /// Links to other layers, resolved once all else is in place.
     links: Vec<PendingLink>,
+    /// Entries of the layer looked at: a damaged index could lead in circles.
+    steps: u64,
 }
 
 struct PendingLink {
@@ -60,6 +66,7 @@ impl Overlay<'_> {
     ) -> Result<(), MergeError> {
         let record = self.image.node(source).map_err(|_| self.damaged())?;
         let entries = self.image.entries_of(&record).map_err(|_| self.damaged())?;
+        self.step(u64::from(record.count))?;
         let damaged = self.damaged();
         let directory = self.tree.directory_mut(target).ok_or(damaged)?;
         if record.flags & FLAG_OPAQUE != 0 {
@@ -127,9 +134,10 @@ impl Overlay<'_> {
     }
 
     /// Whether anything but whiteouts is in a directory of the layer or below it.
-    fn has_entries(&self, record: &NodeRecord) -> Result<bool, MergeError> {
+    fn has_entries(&mut self, record: &NodeRecord) -> Result<bool, MergeError> {
         let mut pending = vec![*record];
         while let Some(record) = pending.pop() {
+            self.step(u64::from(record.count))?;
             for index in self.image.entries_of(&record).map_err(|_| self.damaged())? {
                 let (entry, _) = self.image.entry(index).map_err(|_| self.damaged())?;
                 if entry.kind == ENTRY_WHITEOUT {
@@ -208,6 +216,15 @@ impl Overlay<'_> {
                 Some(_) => waiting = unresolved,
             }
         }
+    }
+
+    /// Counts entries. Each is seen once in its directory, and once by each of the directories
+    /// above that asks what is below it.
+    fn step(&mut self, entries: u64) -> Result<(), MergeError> {
+        self.steps = self.steps.saturating_add(entries.saturating_add(1));
+        let counts = self.image.counts();
+        let limit = (counts.entries + counts.nodes).saturating_mul(DEPTH_LIMIT);
+        if self.steps > limit { Err(self.damaged()) } else { Ok(()) }
     }
 
     fn damaged(&self) -> MergeError {

@@ -42,6 +42,9 @@ impl Builder {
         let Some(name) = names.pop() else {
             return self.add_root(entry);
         };
+        if names.iter().any(|name| name.starts_with(RESERVED_PREFIX)) {
+            return Ok(());
+        }
         let parent = self.parent(&names, &entry.path)?;
         if name.starts_with(WHITEOUT_PREFIX) {
             return self.whiteout(parent, &name, &entry.path);

@@ -10,6 +10,8 @@ mod builder;
 mod header;
 mod pax;
 mod sparse;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsString;
 use std::fs::File;

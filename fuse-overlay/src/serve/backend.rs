@@ -158,7 +158,7 @@ pub(super) trait Backend: Send + Sync + 'static {
         Err(Errno::EROFS)
     }
 
-    fn setattr(&self, _ino: u64, _set: SetAttr, _caller: Caller) -> Answer<(Attr, Duration)> {
+    fn setattr(&self, _ino: u64, _set: SetAttr) -> Answer<(Attr, Duration)> {
         Err(Errno::EROFS)
     }
 

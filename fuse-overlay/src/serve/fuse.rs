@@ -28,6 +28,9 @@ use crate::mount::MAX_REQUEST_BYTES;
 /// keep a disk busy, few enough that the kernel's memory for them stays small.
 const MAX_BACKGROUND: u16 = 64;
 
+/// Bytes in a name.
+const NAME_MAX: usize = 255;
+
 /// What `fuser` names the block size of a file: 4 KiB as on every local filesystem, so that
 /// programs that size their buffers by it behave as usual.
 const BLOCK_SIZE: u32 = 4096;
@@ -48,8 +51,8 @@ struct Adapter<B> {
 
 impl<B: Backend> Adapter<B> {
     fn make(&self, request: &Request, parent: INodeNo, name: &OsStr, new: New<'_>, reply: ReplyEntry) {
-        let place = Place { parent: parent.0, name: name.as_bytes() };
-        entry_reply(reply, self.backend.make(place, new, caller(request)));
+        let made = place(parent, name).and_then(|place| self.backend.make(place, new, caller(request)));
+        entry_reply(reply, made);
     }
 
     fn negative(&self) -> FileAttr {
@@ -102,7 +105,8 @@ impl<B: Backend> Filesystem for Adapter<B> {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.backend.lookup(parent.0, name.as_bytes()) {
+        let answer = place(parent, name).and_then(|place| self.backend.lookup(place.parent, place.name));
+        match answer {
             Err(Errno::ENOENT) if !self.traits.negative_ttl.is_zero() => {
                 reply.entry(&self.traits.negative_ttl, &self.negative(), Generation(0));
             }
@@ -273,9 +277,8 @@ impl<B: Backend> Filesystem for Adapter<B> {
         if self.traits.stateless {
             return reply.error(fuser::Errno::ENOSYS);
         }
-        let place = Place { parent: parent.0, name: name.as_bytes() };
-        let mode = mode & 0o7777 | libc::S_IFREG;
-        match self.backend.make(place, New::Node { mode, rdev: 0 }, caller(request)) {
+        let new = New::Node { mode: mode & 0o7777 | libc::S_IFREG, rdev: 0 };
+        match place(parent, name).and_then(|place| self.backend.make(place, new, caller(request))) {
             Ok(entry) => reply.created(
                 &entry.attr_ttl,
                 &file_attr(&entry.attr),
@@ -288,16 +291,15 @@ impl<B: Backend> Filesystem for Adapter<B> {
     }
 
     fn link(&self, _request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let place = Place { parent: parent.0, name: name.as_bytes() };
-        entry_reply(reply, self.backend.link(ino.0, place));
+        entry_reply(reply, place(parent, name).and_then(|place| self.backend.link(ino.0, place)));
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty_reply(reply, self.backend.unlink(Place { parent: parent.0, name: name.as_bytes() }));
+        empty_reply(reply, place(parent, name).and_then(|place| self.backend.unlink(place)));
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty_reply(reply, self.backend.rmdir(Place { parent: parent.0, name: name.as_bytes() }));
+        empty_reply(reply, place(parent, name).and_then(|place| self.backend.rmdir(place)));
     }
 
     fn rename(
@@ -319,14 +321,15 @@ impl<B: Backend> Filesystem for Adapter<B> {
         } else {
             return reply.error(fuser::Errno::EINVAL);
         };
-        let from = Place { parent: parent.0, name: name.as_bytes() };
-        let to = Place { parent: new_parent.0, name: new_name.as_bytes() };
-        empty_reply(reply, self.backend.rename(from, to, kind));
+        let renamed = place(parent, name)
+            .and_then(|from| place(new_parent, new_name).map(|to| (from, to)))
+            .and_then(|(from, to)| self.backend.rename(from, to, kind));
+        empty_reply(reply, renamed);
     }
 
     fn setattr(
         &self,
-        request: &Request,
+        _request: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -343,7 +346,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         reply: ReplyAttr,
     ) {
         let set = SetAttr { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
-        match self.backend.setattr(ino.0, set, caller(request)) {
+        match self.backend.setattr(ino.0, set) {
             Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
             Err(errno) => reply.error(errno_of(errno)),
         }
@@ -467,7 +470,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
                 statfs.files,
                 statfs.files_free,
                 statfs.block_size,
-                255,
+                NAME_MAX as u32,
                 statfs.block_size,
             ),
             Err(errno) => reply.error(errno_of(errno)),
@@ -516,6 +519,12 @@ fn empty_reply(reply: ReplyEmpty, answer: Answer<()>) {
         Ok(()) => reply.ok(),
         Err(errno) => reply.error(errno_of(errno)),
     }
+}
+
+/// FUSE itself takes names of up to a path's length; Linux filesystems do not.
+fn place(parent: INodeNo, name: &OsStr) -> Answer<Place<'_>> {
+    let name = name.as_bytes();
+    if name.len() > NAME_MAX { Err(Errno::ENAMETOOLONG) } else { Ok(Place { parent: parent.0, name }) }
 }
 
 fn caller(request: &Request) -> Caller {

@@ -15,7 +15,7 @@ use super::journal::Need;
 use super::lower::seek_file;
 use super::{Overlay, lock, now};
 use crate::index::Timestamp;
-use crate::serve::backend::{Answer, At, Caller, SetAttr, SetTime};
+use crate::serve::backend::{Answer, At, SetAttr, SetTime};
 use crate::serve::buffer;
 use crate::serve::directory::read_full;
 
@@ -93,15 +93,16 @@ impl Overlay {
         syncer.sync()
     }
 
-    pub(super) fn set_attributes(&self, ino: u64, set: SetAttr, caller: Caller) -> Answer<()> {
+    pub(super) fn set_attributes(&self, ino: u64, set: SetAttr) -> Answer<()> {
         let base = self.meta(ino)?;
         if let Some(size) = set.size {
             if !base.is_file() {
                 return Err(if base.is_directory() { Errno::EISDIR } else { Errno::EINVAL });
             }
             self.truncate(ino, size)?;
-            // Whoever may keep setuid bits alive is root here, as far as the request shows it.
-            self.strip_privileges(ino, caller.uid != 0)?;
+            // Only the machine's own root could keep setuid bits over this, and fuser does not pass
+            // on whether it is that one who asks.
+            self.strip_privileges(ino, true)?;
         }
         let time = now();
         let [atime, mtime] = [set.atime, set.mtime].map(|set| match set {

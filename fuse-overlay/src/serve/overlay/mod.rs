@@ -607,8 +607,8 @@ impl Backend for Overlay {
         self.rename_node(from, to, kind)
     }
 
-    fn setattr(&self, ino: u64, set: SetAttr, caller: Caller) -> Answer<(Attr, Duration)> {
-        self.set_attributes(ino, set, caller)?;
+    fn setattr(&self, ino: u64, set: SetAttr) -> Answer<(Attr, Duration)> {
+        self.set_attributes(ino, set)?;
         self.getattr(ino)
     }
 
