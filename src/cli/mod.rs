@@ -4,6 +4,7 @@
 //! typed into a request, calls the modules below, and prints. Data goes to stdout, everything else
 //! to stderr. `clap` types stay in this module.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -173,7 +174,8 @@ impl From<ContainerVerb> for Verb {
 pub fn main() -> ExitCode {
     // A reader that goes away ends a command quietly, as it does every other program of a pipeline.
     sys::process::default_sigpipe();
-    let cli = match Cli::try_parse() {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let cli = match switches::try_parse_from::<Cli>(&arguments) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };

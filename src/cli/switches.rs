@@ -3,19 +3,24 @@
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 
-/// Parses a command line as [`Command::try_get_matches_from`] does, but a switch may also have a
-/// truth value after `=` (`--rm=false`, `--init=1`).
+/// Parses a command line as `clap::Parser::try_parse_from` does, but a switch may also have a truth
+/// value after `=` (`--rm=false`, `--init=1`).
 ///
 /// The values are only looked for when the plain reading fails on one, so that help shows `--rm`.
 ///
 /// # Errors
 /// clap's own, help and version among them.
-pub fn parse(command: &Command, arguments: &[OsString]) -> Result<ArgMatches, clap::Error> {
-    match command.clone().try_get_matches_from(arguments) {
+pub fn try_parse_from<C: CommandFactory + FromArgMatches>(arguments: &[OsString]) -> Result<C, clap::Error> {
+    let matches = matches(C::command, arguments)?;
+    C::from_arg_matches(&matches).map_err(|error| error.format(&mut C::command()))
+}
+
+fn matches(command: impl Fn() -> Command, arguments: &[OsString]) -> Result<ArgMatches, clap::Error> {
+    match command().try_get_matches_from(arguments) {
         Err(error) if error.kind() == ErrorKind::TooManyValues => {
-            with_values(command.clone()).try_get_matches_from(arguments)
+            with_values(command()).try_get_matches_from(arguments)
         }
         other => other,
     }
@@ -61,15 +66,17 @@ mod tests {
 
     fn flags(arguments: &[&str]) -> Result<(bool, bool, String), ErrorKind> {
         let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
-        let run = Command::new("run")
-            .args_override_self(true)
-            .args([switch("rm").short('r'), switch("init").short('i')])
-            .arg(Arg::new("name").long("name").default_value(""))
-            .arg(Arg::new("rest").num_args(0..).trailing_var_arg(true));
-        let command = Command::new("hostel").subcommand(run);
+        let run = || {
+            Command::new("run")
+                .args_override_self(true)
+                .args([switch("rm").short('r'), switch("init").short('i')])
+                .arg(Arg::new("name").long("name").default_value(""))
+                .arg(Arg::new("rest").num_args(0..).trailing_var_arg(true))
+        };
+        let command = || Command::new("hostel").subcommand(run());
         let arguments: Vec<OsString> =
             ["hostel", "run"].iter().chain(arguments).map(|text| OsString::from(*text)).collect();
-        let matches = parse(&command, &arguments).map_err(|error| error.kind())?;
+        let matches = matches(command, &arguments).map_err(|error| error.kind())?;
         let run = matches.subcommand_matches("run").expect("the verb");
         let name = run.get_one::<String>("name").cloned().unwrap_or_default();
         Ok((run.get_flag("rm"), run.get_flag("init"), name))

@@ -522,3 +522,6 @@ fn warnings(request: &RunRequest) -> Vec<String> {
     lines.extend(table.into_iter().filter(|(given, _)| *given).map(|(_, line)| line));
     lines.into_iter().map(str::to_owned).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,8 +3,9 @@
 //!
 //! Options are those of the OCI runtime spec (config.md, "Linux mount options"). A read-only bind has
 //! `ro`, and `rro` as well when everything below it is to be read-only too (mount_setattr(2) with
-//! AT_RECURSIVE). No list holds an option and its opposite. A volume has the type `volume`, its name as source, and beside a bind's options maybe `nocopy`
-//! and `volume-subpath=PATH`; the supervisor turns it into a bind of the volume's directory.
+//! AT_RECURSIVE). No list holds an option and its opposite. A volume has the type `volume`, its name
+//! as source, and beside a bind's options maybe `nocopy`; the supervisor turns it into a bind of the
+//! volume's directory.
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
@@ -257,11 +258,7 @@ fn volume_options(access: Access, volume: &VolumeMount) -> Vec<String> {
     if volume.no_copy {
         text.push("nocopy");
     }
-    let mut all = options(&text);
-    if let Some(subpath) = &volume.subpath {
-        all.push(format!("volume-subpath={}", subpath.display()));
-    }
-    all
+    options(&text)
 }
 
 fn access_options(access: Access) -> &'static [&'static str] {

@@ -220,8 +220,6 @@ pub struct VolumeMount {
     pub name: Option<Name>,
     /// Do not fill a new volume with the image's content there.
     pub no_copy: bool,
-    /// Only this relative path of the volume.
-    pub subpath: Option<PathBuf>,
 }
 
 /// How mounts made later travel between the host's view and the container's

@@ -1,6 +1,6 @@
 //! `--mount`: `type=bind,source=/h,target=/c,...`, one comma-separated record.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use super::{absolute, invalid_argument, not_supported, refused, size, volume_flag};
 use crate::cli::CliError;
@@ -45,7 +45,6 @@ struct Fields {
     read_only_top: bool,
     create_source: bool,
     no_copy: bool,
-    subpath: Option<PathBuf>,
     tmpfs_size_bytes: Option<u64>,
     tmpfs_mode: Option<u32>,
 }
@@ -112,8 +111,7 @@ impl Fields {
                 self.volume_key = Some(key);
             }
             "volume-subpath" | "subpath" => {
-                self.subpath = Some(relative_subpath(value).ok_or_else(wrong)?);
-                self.volume_key = Some(key);
+                self.unsupported = Some((key, "a volume is mounted whole"));
             }
             "volume-driver" if matches!(value, "local" | "") => self.volume_key = Some(key),
             "volume-driver" => self.unsupported = Some((key, "the only volume driver is local")),
@@ -199,7 +197,6 @@ impl Fields {
                     .map(|name| volume_flag::volume_name(name))
                     .transpose()?,
                 no_copy: self.no_copy,
-                subpath: self.subpath,
             }),
             "tmpfs" if !self.source.is_empty() => return Err(wrong("field Source must not be specified")),
             "tmpfs" => MountKind::Tmpfs { options: self.tmpfs_options() },
@@ -219,13 +216,6 @@ impl Fields {
         let mode = self.tmpfs_mode.map(|mode| format!("mode={mode:o}"));
         size.into_iter().chain(mode).collect()
     }
-}
-
-/// A path below a volume: relative, never upwards.
-fn relative_subpath(text: &str) -> Option<PathBuf> {
-    let path = Path::new(text);
-    let inside = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-    (!text.is_empty() && inside && !text.contains('\0')).then(|| path.to_owned())
 }
 
 /// The fields of one record of RFC 4180: separated by commas; a field in double quotes may contain
@@ -289,7 +279,7 @@ mod tests {
     }
 
     fn volume(name: &str) -> VolumeMount {
-        VolumeMount { name: name.parse().ok(), no_copy: false, subpath: None }
+        VolumeMount { name: name.parse().ok(), no_copy: false }
     }
 
     #[test]
@@ -320,13 +310,9 @@ mod tests {
             ("source=data,target=/c", ReadWrite, MountKind::Volume(volume("data"))),
             ("target=/c", ReadWrite, MountKind::Volume(volume(""))),
             (
-                "type=volume,src=data,dst=/c,volume-nocopy,volume-subpath=a/b,volume-driver=local",
+                "type=volume,src=data,dst=/c,volume-nocopy,volume-driver=local",
                 ReadWrite,
-                MountKind::Volume(VolumeMount {
-                    no_copy: true,
-                    subpath: Some("a/b".into()),
-                    ..volume("data")
-                }),
+                MountKind::Volume(VolumeMount { no_copy: true, ..volume("data") }),
             ),
             ("type=tmpfs,target=/c", ReadWrite, MountKind::Tmpfs { options: vec![] }),
             (
@@ -360,7 +346,6 @@ mod tests {
                 "type=bind,src=/h,target=/c,volume-nocopy",
                 "cannot mix 'volume-*' options with mount type 'bind'",
             ),
-            ("target=/c,volume-subpath=../x", "invalid value for volume-subpath: ../x"),
             ("type=tmpfs,target=/c,tmpfs-mode=9", "invalid value for tmpfs-mode: 9"),
             ("target=/c,a\"b", "parse error: bare \" in non-quoted field"),
             ("target=/c,\"a", "parse error: extraneous or missing \" in quoted-field"),
@@ -382,6 +367,10 @@ mod tests {
             (
                 "type=tmpfs,src=h,target=/c",
                 "invalid mount config for type \"tmpfs\": field Source must not be specified",
+            ),
+            (
+                "target=/c,volume-subpath=x",
+                "--mount with volume-subpath is not supported in this version: a volume is mounted whole",
             ),
             ("type=foo,target=/c", "invalid mount config for type \"foo\": mount type unknown"),
             (

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::{CommandFactory, Parser};
 use oci_spec::image::ImageConfiguration;
 use serde_json::Value;
 
@@ -29,8 +29,7 @@ fn caller() -> Caller<'static> {
 
 fn args(line: &[&str]) -> RunArgs {
     let line: Vec<OsString> = std::iter::once(&"run").chain(line).map(OsString::from).collect();
-    let matches = switches::parse(&Run::command(), &line).expect("the command line is well formed");
-    Run::from_arg_matches(&matches).expect("matches fit").args
+    switches::try_parse_from::<Run>(&line).expect("the command line is well formed").args
 }
 
 fn request(line: &[&str]) -> RunRequest {
