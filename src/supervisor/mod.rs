@@ -35,6 +35,7 @@ use crate::sys::process::Fork;
 pub mod client;
 pub mod control;
 pub mod etc;
+pub mod fence;
 pub mod keeper;
 pub mod log;
 pub mod pump;
@@ -147,6 +148,8 @@ pub fn launch(
         WriteMode::Auto => RootKind::Pure,
     };
     let filesystem = filesystem(saved, root_kind, &record.local_dir, &maps)?;
+    let fence_paths = fence_paths(saved, root_kind, &record.local_dir);
+    let fence_filter = fence::filter().map_err(LaunchError::Seccomp)?;
     let network = network(plan, record)?;
     let link = network.as_ref().map(|(_, config)| net::link::LinkConfig::new(config));
     etc::write(&dir.join("etc"), plan, network.as_ref().map(|(_, config)| config))
@@ -202,6 +205,8 @@ pub fn launch(
                 state,
                 starter,
                 client,
+                fence_paths,
+                fence_filter,
             };
             become_keeper(work)
         }
@@ -228,6 +233,8 @@ struct Work {
     state: State,
     starter: OwnedFd,
     client: Option<(OwnedFd, bool)>,
+    fence_paths: fence::Paths,
+    fence_filter: crate::plan::seccomp::Program,
 }
 
 fn become_keeper(work: Work) -> ! {
@@ -287,6 +294,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
         stdin,
         client: work.client,
         log: work.log,
+        fence: (work.fence_paths, work.fence_filter),
     };
     let fork = sys::process::clone(0, false).during(stage, || "cannot make the container's server".into())?;
     let server = match fork {
@@ -469,6 +477,21 @@ fn filesystem(
         gids: range(maps.first_gid(), maps.gid_count(), gid),
     };
     serve::Server::new(lower, mode, ids, serve::Options::default()).map_err(LaunchError::Filesystem)
+}
+
+/// What the server goes on opening by path.
+fn fence_paths(saved: &Saved, kind: RootKind, local_dir: &Path) -> fence::Paths {
+    fence::Paths {
+        writable: match kind {
+            RootKind::Hybrid => Vec::new(),
+            RootKind::Pure => vec![local_dir.join("upper")],
+        },
+        readable: match &saved.root {
+            RootSource::Packed { .. } => Vec::new(),
+            RootSource::Directory { path } => vec![path.clone()],
+            RootSource::Host => vec!["/".into()],
+        },
+    }
 }
 
 /// What of the machine a `host:/` container does not see: other people's data, secrets, run-time

@@ -1,8 +1,8 @@
 //! The server of one container: FUSE threads, network thread, log pump.
 //!
 //! It parses all that is hostile (FUSE requests, packets, the container's output), so it holds no
-//! more than it needs: it is forked before anything of the container exists, is not dumpable, and
-//! dies with the keeper. Threads start here and nowhere else in the engine.
+//! more than it needs: it is forked before anything of the container exists, is not dumpable, is
+//! fenced ([`fence`]), and dies with the keeper. Threads start here and nowhere else in the engine.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
@@ -11,8 +11,10 @@ use fuse_overlay::serve;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
+use super::fence;
 use super::log::{Stream, Writer};
 use super::pump::{Event, Pump};
+use crate::plan::seccomp::Program;
 use crate::sandbox::init::message;
 use crate::sys;
 
@@ -41,6 +43,8 @@ pub struct Parts {
     pub client: Option<(OwnedFd, bool)>,
     /// The log's path; none keeps no log.
     pub log: Option<PathBuf>,
+    /// What it may do once it runs.
+    pub fence: (fence::Paths, Program),
 }
 
 /// Runs in a child of the keeper's; never returns.
@@ -69,6 +73,7 @@ fn serve(parts: Parts) -> Result<(), String> {
         parts.stdin,
         log,
     );
+    fence::enter(&parts.fence.0, &parts.fence.1)?;
     if let Some((socket, stdin)) = parts.client {
         pump.attach(socket, stdin, stdin);
     }
