@@ -103,6 +103,9 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     umask(Mode::empty());
 
     let root = mount_root(enter)?;
+    if let Some(process) = plan.spec.process() {
+        command::prefetch(&root, process);
+    }
     for (place, volume) in &enter.fill {
         copyup::copy(&root, place, volume)?;
     }
