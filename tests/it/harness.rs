@@ -105,10 +105,6 @@ impl Hostel {
         dir
     }
 
-    pub(crate) fn runtime(&self) -> &Path {
-        self.runtime.path()
-    }
-
     /// Runs a command line to its end; see [`words`] for its quoting.
     pub(crate) fn run(&self, line: &str) -> Done {
         self.cmd(line).run()

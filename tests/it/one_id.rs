@@ -24,8 +24,9 @@ fn another_user_is_the_one_id_too() {
         return;
     }
     let Some(h) = Hostel::new() else { return };
-    h.run("run --rm -u 1000 busybox id -u").ok().stdout("1000\n");
-    h.run("run --rm user id -u").ok().stdout("1000\n");
+    h.run("run --rm -u 1234 busybox id -u").ok().stdout("1234\n");
+    h.run("run --rm numericuser sh -c 'echo $(id -u):$(id -g)'").ok().stdout("1234:4321\n");
+    h.run("run --rm -u app busybox true").fails(125, &["1000", "/etc/subuid"]);
 }
 
 #[test]

@@ -83,6 +83,7 @@ fn podman_and_hostel_answer_alike() {
             ));
         }
     }
+    podman.clear(&h);
     assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), ROWS.len(), wrong.join("\n"));
 }
 
@@ -109,17 +110,25 @@ impl Peer {
             "--root".to_owned(),
             place.join("root").to_string_lossy().into_owned(),
             "--runroot".to_owned(),
-            h.runtime().join("podman").to_string_lossy().into_owned(),
+            place.join("run").to_string_lossy().into_owned(),
             "--storage-driver".to_owned(),
             "overlay".to_owned(),
         ];
         let peer = Self { config: config.to_string_lossy().into_owned(), arguments };
+        peer.clear(h);
         let usable = peer.run(h, &format!("load -q -i {}", archive.display()));
         if usable.exit_code() != 0 || peer.run(h, "run --rm busybox true").exit_code() != 0 {
             skip(&format!("podman does not work here: {}", usable.stderr));
             return None;
         }
         Some(peer)
+    }
+
+    /// Removes what this run or an interrupted one left, the process that holds the namespaces too.
+    fn clear(&self, h: &Hostel) {
+        for line in ["rm -fa -t 0", "volume prune -f", "system migrate"] {
+            self.run(h, line);
+        }
     }
 
     fn run(&self, h: &Hostel, line: &str) -> Done {
