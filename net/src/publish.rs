@@ -44,7 +44,7 @@ impl std::fmt::Display for Protocol {
 /// One port to publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Publish {
-    /// The host's address to bind; none is 0.0.0.0 and, where the host has IPv6, [::].
+    /// The host's address to bind; none is 0.0.0.0 and, where the host has IPv6, `[::]`.
     pub host: Option<IpAddr>,
     /// The host's port; 0 lets the kernel choose.
     pub port: u16,

@@ -9,7 +9,7 @@ use crate::store::containers::Containers;
 /// Remove all stopped containers
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Provide filter values (e.g. "until=<timestamp>")
+    /// Provide filter values (e.g. `until=TIMESTAMP`)
     #[arg(long, value_name = "FILTER")]
     filter: Vec<String>,
     /// Do not prompt for confirmation

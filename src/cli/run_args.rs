@@ -6,7 +6,7 @@
 //! words and with exit code 125.
 //!
 //! Every flag of `docker run` is known. One that this version cannot honour is refused by name with
-//! the reason ([`unsupported`]), unless ignoring it changes nothing that anybody could notice. The
+//! the reason (`unsupported`), unless ignoring it changes nothing that anybody could notice. The
 //! one exception is Docker's own: limits that a host without the cgroup controllers cannot enforce
 //! are warned about and discarded (the plan's warnings).
 //!

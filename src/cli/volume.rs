@@ -75,7 +75,7 @@ pub struct PruneArgs {
     /// Remove all unused volumes, not just anonymous ones
     #[arg(short, long)]
     all: bool,
-    /// Provide filter values (e.g. "label=<label>")
+    /// Provide filter values (e.g. `label=LABEL`)
     #[arg(long, value_name = "FILTER")]
     filter: Vec<String>,
     /// Do not prompt for confirmation

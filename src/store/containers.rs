@@ -13,7 +13,7 @@
 //!
 //! Liveness is the lock and nothing else, so a reused pid cannot fool it. The lock is asked for
 //! with F_OFD_GETLK, which takes nothing: looking never disturbs a start. A container whose lock is
-//! free, with a state and no exit after it, lost its keeper: [`Containers::settle`] ends what is
+//! free, with a state and no exit after it, lost its keeper: `Containers::settle` ends what is
 //! left of it and writes the exit that the keeper could not.
 
 use std::collections::BTreeMap;

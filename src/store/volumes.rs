@@ -1,6 +1,6 @@
 //! Named volumes: directories that outlive containers.
 //!
-//! A volume is there when volumes/<name>/ is: it is made in tmp/ and renamed, and removed by
+//! A volume is there when `volumes/<name>/` is: it is made in tmp/ and renamed, and removed by
 //! renaming it back. What containers wrote into `_data` may belong to subordinate ids, so whoever
 //! removes a volume brings the means to remove such a tree.
 

@@ -2,7 +2,7 @@
 //! to the container.
 //!
 //! Nothing here grows without bound. A client that does not read holds up the container's output
-//! once [`MAX_PENDING_BYTES`] wait for it, as a stopped terminal does; a container that does not
+//! once `MAX_PENDING_BYTES` wait for it, as a stopped terminal does; a container that does not
 //! read its stdin holds up the clients' input. Neither ever holds up the keeper.
 
 use std::io;
