@@ -113,7 +113,7 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
         mounts::apply(&root, entry)?;
     }
     etc_files(enter, &root)?;
-    sysctls(plan, &root)?;
+    sysctls(plan, &root, enter.ids.1)?;
     let user = command::resolve_user(&root, &plan.user, &plan.group_add)?;
     let terminal = match &enter.stdio {
         Stdio::Terminal { size } => {
@@ -282,8 +282,11 @@ fn etc_files(enter: &Enter<'_>, root: &Root) -> Staged<()> {
     Ok(())
 }
 
+/// ip_sysctl: who may send echo requests without CAP_NET_RAW.
+const PING_GROUPS: &str = "net.ipv4.ping_group_range";
+
 /// Sysctls of the container's namespaces, through its own /proc, before that becomes read-only.
-fn sysctls(plan: &ContainerPlan, root: &Root) -> Staged<()> {
+fn sysctls(plan: &ContainerPlan, root: &Root, first_gid: u32) -> Staged<()> {
     let Some(sysctls) = plan.spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref()) else {
         return Ok(());
     };
@@ -291,6 +294,9 @@ fn sysctls(plan: &ContainerPlan, root: &Root) -> Staged<()> {
     sorted.sort();
     for (key, value) in sorted {
         let path = Path::new("/proc/sys").join(key.replace('.', "/"));
+        // The default opens ping to group 0, which a container of one id may not have.
+        let only_group = format!("{first_gid} {first_gid}");
+        let value = if key == PING_GROUPS && value == "0 0" { &only_group } else { value };
         root.open(&path, libc::O_WRONLY)
             .and_then(|file| nix::unistd::write(&file, value.as_bytes()))
             .during(Stage::Mounts, || format!("cannot set the sysctl {key}={value}"))?;

@@ -421,8 +421,9 @@ impl Containers {
             let exit: Option<ExitRecord> = optional(read_json(&self.path(id).join("exit.json")))?;
             match (locked, state, exit) {
                 (true, Some(state), None) => return Ok(Status::Running(state)),
-                (true, _, _) => return Ok(Status::Starting),
-                (false, state, Some(exit)) => return Ok(Status::Exited(state, exit)),
+                (true, _, None) => return Ok(Status::Starting),
+                // With the lock held: its keeper is tidying up, or is about to start it again.
+                (_, state, Some(exit)) => return Ok(Status::Exited(state, exit)),
                 (false, None, None) => return Ok(Status::Created),
                 (false, Some(_), None) => self.settle(id)?,
             }

@@ -90,6 +90,7 @@ fn podman_and_hostel_answer_alike() {
 /// Podman with a store of its own and settings that work where the caller owns no cgroup.
 struct Peer {
     config: String,
+    runtime: String,
     arguments: Vec<String>,
 }
 
@@ -114,7 +115,9 @@ impl Peer {
             "--storage-driver".to_owned(),
             "overlay".to_owned(),
         ];
-        let peer = Self { config: config.to_string_lossy().into_owned(), arguments };
+        let runtime = place.join("run").to_string_lossy().into_owned();
+        fs::create_dir_all(&runtime).unwrap();
+        let peer = Self { config: config.to_string_lossy().into_owned(), runtime, arguments };
         peer.clear(h);
         let usable = peer.run(h, &format!("load -q -i {}", archive.display()));
         if usable.exit_code() != 0 || peer.run(h, "run --rm busybox true").exit_code() != 0 {
@@ -134,7 +137,10 @@ impl Peer {
     fn run(&self, h: &Hostel, line: &str) -> Done {
         let arguments: Vec<_> = self.arguments.iter().cloned().chain(words(line)).collect();
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-        h.program("podman", &arguments).env("CONTAINERS_CONF", &self.config).run()
+        h.program("podman", &arguments)
+            .env("CONTAINERS_CONF", &self.config)
+            .env("XDG_RUNTIME_DIR", &self.runtime)
+            .run()
     }
 }
 
