@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use jiff::Timestamp;
 
 use crate::store::containers::{Containers, Record, State, Status};
@@ -18,6 +18,7 @@ pub mod attach;
 pub mod create;
 pub mod error;
 pub mod exec;
+pub mod flag_errors;
 pub mod format;
 pub mod images;
 pub mod info;
@@ -177,7 +178,7 @@ pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let cli = match switches::try_parse_from::<Cli>(&arguments) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&error, &arguments),
     };
     let outcome = data_root(cli.root).and_then(|root| dispatch(&Context { root }, cli.verb));
     match outcome {
@@ -190,7 +191,11 @@ pub fn main() -> ExitCode {
 }
 
 /// Help goes to stdout and is a success; a wrong flag ends with 125, as Docker's.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
+    if let Some(complaint) = flag_errors::explain(error, &Cli::command(), arguments) {
+        eprintln!("{}", complaint.render());
+        return ExitCode::from(complaint.exit.code());
+    }
     // A closed stdout or stderr leaves nobody to tell.
     let _ = error.print();
     ExitCode::from(if error.use_stderr() { Exit::Engine.code() } else { Exit::Success.code() })

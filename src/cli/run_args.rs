@@ -40,7 +40,7 @@ pub use env::EnvArgs;
 
 /// The flags and arguments of `create`, all of which `run` has too.
 #[derive(Args, Clone, Debug, Default)]
-#[command(disable_help_flag = true, args_override_self = true, next_display_order = None)]
+#[command(disable_help_flag = true, next_display_order = None)]
 pub struct CreateArgs {
     #[command(flatten)]
     options: options::OptionArgs,

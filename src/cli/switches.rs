@@ -18,6 +18,8 @@ pub fn try_parse_from<C: CommandFactory + FromArgMatches>(arguments: &[OsString]
 }
 
 fn matches(command: impl Fn() -> Command, arguments: &[OsString]) -> Result<ArgMatches, clap::Error> {
+    // As in Docker, the last of several values counts.
+    let command = || command().args_override_self(true);
     match command().try_get_matches_from(arguments) {
         Err(error) if error.kind() == ErrorKind::TooManyValues => {
             with_values(command()).try_get_matches_from(arguments)
@@ -68,7 +70,6 @@ mod tests {
         let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
         let run = || {
             Command::new("run")
-                .args_override_self(true)
                 .args([switch("rm").short('r'), switch("init").short('i')])
                 .arg(Arg::new("name").long("name").default_value(""))
                 .arg(Arg::new("rest").num_args(0..).trailing_var_arg(true))

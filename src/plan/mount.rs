@@ -210,7 +210,8 @@ fn default_mounts(request: &RunRequest, facts: &BuildFacts) -> Vec<Mount> {
         kernel_mount("/sys/fs/cgroup", "cgroup", "cgroup", &[read_only, "nosuid", "noexec", "nodev"]),
     ];
     if security.ipc == IpcMode::Host {
-        mounts.push(host_bind("/dev/mqueue", &["nosuid", "noexec", "nodev"]));
+        // No /dev/mqueue: the host may have none to bind, a fresh one needs to own the namespace, and
+        // the queues themselves work without it (mq_overview(7)).
         mounts.push(host_bind("/dev/shm", &["nosuid", "noexec", "nodev"]));
         return mounts;
     }
