@@ -224,11 +224,12 @@ pub(super) fn named<R: Read>(entry: &tar::Entry<'_, R>) -> io::Result<Option<(Pa
     Ok(normalised(&base.join(target)).map(|target| (name, Named::Link(target))))
 }
 
-/// The error for a file that is no archive, on one line: the tar crate quotes the bytes that it
-/// stumbled over.
+/// The error for a file that is no archive. Where a header should be and is none, the tar crate quotes
+/// the bytes that it found, which help nobody.
 pub(super) fn not_an_archive(path: &Path, error: &io::Error) -> ImageError {
-    const LENGTH: usize = 80;
-    let reason = error.to_string().chars().take(LENGTH).collect::<String>().escape_debug().to_string();
+    let text = error.to_string();
+    let is_plain = text.chars().all(|c| !c.is_control()) && !text.contains("cksum");
+    let reason = if is_plain { text } else { "it has no tar header where one should be".to_owned() };
     ImageError::NotAnArchive { path: path.to_owned(), reason }
 }
 
