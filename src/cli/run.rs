@@ -161,8 +161,9 @@ fn launch_error(error: supervisor::LaunchError) -> CliError {
     }
 }
 
-/// How often and how long a lock is waited for that a keeper is about to let go.
-const LOCK_ATTEMPTS: u32 = 400;
+/// How often and how long a lock is waited for that a keeper is about to let go: longer than the
+/// keeper gives its server to write back (SERVER_LIMIT).
+const LOCK_ATTEMPTS: u32 = 8_000;
 const LOCK_WAIT: std::time::Duration = std::time::Duration::from_millis(5);
 
 /// Takes the container's lock, waiting for a keeper that is just cleaning up.
