@@ -40,7 +40,11 @@ pub use env::EnvArgs;
 
 /// The flags and arguments of `create`, all of which `run` has too.
 #[derive(Args, Clone, Debug, Default)]
-#[command(disable_help_flag = true, next_display_order = None)]
+#[command(
+    disable_help_flag = true,
+    next_display_order = None,
+    override_usage = "hostel create [OPTIONS] IMAGE [COMMAND] [ARG...]"
+)]
 pub struct CreateArgs {
     #[command(flatten)]
     options: options::OptionArgs,
@@ -75,6 +79,7 @@ pub struct CreateArgs {
 
 /// The flags and arguments of `run`.
 #[derive(Args, Clone, Debug, Default)]
+#[command(override_usage = "hostel run [OPTIONS] IMAGE [COMMAND] [ARG...]")]
 pub struct RunArgs {
     #[command(flatten)]
     create: CreateArgs,

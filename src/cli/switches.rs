@@ -24,6 +24,10 @@ fn matches(command: impl Fn() -> Command, arguments: &[OsString]) -> Result<ArgM
         Err(error) if error.kind() == ErrorKind::TooManyValues => {
             with_values(command()).try_get_matches_from(arguments)
         }
+        // `-f=false`, which clap reads as the flags f, =, f ...
+        Err(error) if error.kind() == ErrorKind::UnknownArgument => {
+            with_values(command()).try_get_matches_from(arguments).map_err(|_| error)
+        }
         other => other,
     }
 }
@@ -86,7 +90,7 @@ mod tests {
     #[test]
     fn values_of_switches() {
         type Row = (&'static [&'static str], (bool, bool, &'static str));
-        let table: [Row; 8] = [
+        let table: [Row; 10] = [
             (&[], (false, false, "")),
             (&["--rm"], (true, false, "")),
             (&["--rm=true", "--init=0"], (true, false, "")),
@@ -95,6 +99,8 @@ mod tests {
             (&["--init=T", "-r", "--name", "x", "image"], (true, true, "x")),
             (&["--rm=false", "image", "--init", "--init=x"], (false, false, "")),
             (&["--rm", "--rm"], (true, false, "")),
+            (&["-r=false", "-i=true"], (false, true, "")),
+            (&["-ri=false"], (true, false, "")),
         ];
         for (arguments, (rm, init, name)) in table {
             assert_eq!(flags(arguments), Ok((rm, init, name.to_owned())), "{arguments:?}");

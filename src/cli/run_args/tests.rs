@@ -48,6 +48,21 @@ fn the_command_line_is_well_formed() {
 }
 
 #[test]
+fn help_is_sorted_and_says_how() {
+    let help = Run::command().render_long_help().to_string();
+    assert!(help.contains("Usage: hostel run [OPTIONS] IMAGE [COMMAND] [ARG...]"), "{help}");
+    let flags: Vec<&str> = help
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix('-'))
+        .filter_map(|line| line.split("--").nth(1))
+        .collect();
+    assert!(flags.len() > 60);
+    for gone in ["gpus", "health-cmd", "kernel-memory"] {
+        assert!(!flags.iter().any(|flag| flag.starts_with(gone)), "{gone} is known but not offered");
+    }
+}
+
+#[test]
 fn flags_after_the_image_are_the_commands() {
     let request = request(&["-it", "--rm", "busybox", "sh", "-c", "echo --rm", "-it", "--", "--name", "x"]);
     assert_eq!(request.image, "busybox");
