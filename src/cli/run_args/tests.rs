@@ -375,3 +375,37 @@ fn a_privileged_run_on_the_hosts_network() {
         ["--privileged", "--network", "host", "--pid", "host", "--ipc", "host", "-p", "80:80", "image"];
     assert_snapshot(&plan_text(&line, IMAGE), include_str!("tests/privileged.json"), "privileged");
 }
+
+/// Texts of the characters that mean something to some parser, from a fixed seed.
+fn odd_texts(count: usize) -> impl Iterator<Item = String> {
+    const ALPHABET: [char; 24] = [
+        ':', ',', '=', '/', '.', '-', '[', ']', '"', '0', '1', '9', 'k', 'b', 'a', 'r', 'o', 'é', '\0', ' ',
+        '\n', '+', '*', '%',
+    ];
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap_or_default()
+    };
+    (0..count).map(move |_| (0..next() % 16).map(|_| ALPHABET[next() % ALPHABET.len()]).collect())
+}
+
+#[test]
+fn no_text_makes_a_parser_panic() {
+    let dir = Path::new("/work");
+    for text in odd_texts(20_000) {
+        let _ = ports::parse_publish(&text);
+        let _ = ports::parse_expose(&text);
+        let _ = volume_flag::parse(&text, dir);
+        let _ = volume_flag::parse(&format!("/h:/c:{text}"), dir);
+        let _ = mount_flag::parse(&text, dir);
+        let _ = mount_flag::parse(&format!("type=bind,src=/h,dst=/c,{text}"), dir);
+        let _ = size::parse_bytes(&text);
+        let _ = size::parse_cpus(&text);
+        let _ = crate::plan::signal::parse(&text);
+        let _ = crate::plan::capability::parse(&text);
+        let _ = crate::plan::user::resolve(&text, text.as_bytes(), text.as_bytes(), &[]);
+        let clean = crate::plan::mount::clean_destination(&text);
+        assert!(clean.is_none_or(|path| path.is_absolute() && !path.to_string_lossy().contains("/../")));
+    }
+}
