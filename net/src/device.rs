@@ -28,7 +28,7 @@ pub(crate) const PACKET_BYTES_MAX: usize = 65_535;
 
 /// struct virtio_net_hdr: flags, kind of segmentation, header length, segment size, where the
 /// checksum starts, and its offset from there; words in the machine's order.
-pub(crate) const VNET_HEADER_BYTES: usize = 10;
+pub const VNET_HEADER_BYTES: usize = 10;
 
 const VNET_NEEDS_CHECKSUM: u8 = 1;
 const VNET_SEGMENT_TCP4: u8 = 1;
@@ -104,7 +104,8 @@ pub struct Transmitter<S> {
 }
 
 impl<S: FrameSink> Transmitter<S> {
-    pub(crate) fn new(sink: S, features: Features, mtu_bytes: u16) -> Self {
+    /// A transmitter for a device with these features.
+    pub fn new(sink: S, features: Features, mtu_bytes: u16) -> Self {
         Self {
             sink,
             features,
@@ -115,6 +116,17 @@ impl<S: FrameSink> Transmitter<S> {
             identification: 0,
             counters: Counters::default(),
         }
+    }
+
+    /// Where the packets go.
+    pub fn sink_mut(&mut self) -> &mut S {
+        &mut self.sink
+    }
+
+    /// What has passed.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Prepares for the segments of one TCP socket: sets the MSS that its peer announced.

@@ -98,6 +98,8 @@ pub struct Segment {
     pub ack: bool,
     /// RST flag.
     pub rst: bool,
+    /// FIN flag.
+    pub fin: bool,
     /// The header with its options, in bytes.
     pub header_bytes: usize,
     /// The MSS option, of a SYN.
@@ -281,6 +283,7 @@ fn parse_tcp(bytes: &[u8]) -> Result<Transport<'_>, Malformed> {
         syn,
         ack: flags & 0x10 != 0,
         rst: flags & 0x04 != 0,
+        fin,
         header_bytes,
         maximum_segment: syn.then(|| maximum_segment(&bytes[TCP_HEADER_BYTES..header_bytes])).flatten(),
     }))

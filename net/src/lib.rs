@@ -76,7 +76,7 @@ pub use gateway::{Gateway, GatewayError};
 pub mod stack {
     pub use crate::clock::Now;
     pub use crate::counters::Counters;
-    pub use crate::device::{FrameSink, Transmitter, Unreachable};
+    pub use crate::device::{FrameSink, Transmitter, Unreachable, VNET_HEADER_BYTES};
     pub use crate::frame::{Fragment, Malformed, Packet, Segment, Transport, parse};
     pub use crate::link::Features;
     pub use crate::tcp::{FlowId, FlowKey, Host, Readiness, Refusal, Stream, Tcp};

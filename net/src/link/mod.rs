@@ -99,18 +99,20 @@ pub struct Features(u32);
 
 impl Features {
     /// Partial checksums.
-    pub(crate) const CHECKSUM: Self = Self(tun::TUN_F_CSUM);
+    pub const CHECKSUM: Self = Self(tun::TUN_F_CSUM);
     /// TCP segmentation.
-    pub(crate) const TCP_SEGMENTATION: Self = Self(tun::TUN_F_TSO4 | tun::TUN_F_TSO6);
+    pub const TCP_SEGMENTATION: Self = Self(tun::TUN_F_TSO4 | tun::TUN_F_TSO6);
     /// UDP segmentation, since Linux 6.2.
-    pub(crate) const UDP_SEGMENTATION: Self = Self(tun::TUN_F_USO4 | tun::TUN_F_USO6);
+    pub const UDP_SEGMENTATION: Self = Self(tun::TUN_F_USO4 | tun::TUN_F_USO6);
 
     /// Whether every part of `other` is there.
     pub(crate) fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
-    const fn with(self, other: Self) -> Self {
+    /// Both sets together.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 

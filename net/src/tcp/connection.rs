@@ -6,7 +6,7 @@ use smoltcp::iface::{Interface, PollResult};
 use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, State};
 use smoltcp::time::Duration;
 
-use super::{FlowKey, Readiness, Stream, segment_of};
+use super::{FlowKey, Readiness, Stream, segment_of, without_payload};
 use crate::clock::{self, Now, tick_at_or_after};
 use crate::device::{FrameSink, Transmitter};
 use crate::frame::Segment;
@@ -19,6 +19,9 @@ const ACK_DELAY: Duration = Duration::from_millis(1);
 
 /// How long the inside may leave a handshake unfinished.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long the inside may leave an end unacknowledged, without a sign of life.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// After this long without traffic the pages of empty rings go back to the system.
 const IDLE_MS: Tick = 1_000;
@@ -165,6 +168,30 @@ impl<S: Stream> Connection<S> {
         self.socket
             .with_set(|set| interface.poll_ingress_single(now.instant(), &mut link.port(Some(packet)), set));
         self.note_acknowledged(link);
+        self.receive_old_fin(interface, link, now, packet, segment);
+    }
+
+    /// Works round smoltcp 0.14, which drops a FIN that comes again with data that it has already
+    /// (it takes the segment to be outside of the window, and never looks at the FIN): gives it
+    /// the FIN alone. May go when smoltcp counts the FIN as part of the segment.
+    fn receive_old_fin<F: FrameSink>(
+        &mut self,
+        interface: &mut Interface,
+        link: &mut Transmitter<F>,
+        now: Now,
+        packet: &[u8],
+        segment: &Segment,
+    ) {
+        let fin_at = segment.sequence.wrapping_add(segment.length).wrapping_sub(1);
+        let is_old = segment.fin && segment.length > 1 && self.acknowledged == Some(fin_at);
+        let may_end = |state| matches!(state, State::Established | State::FinWait1 | State::FinWait2);
+        if !is_old || !self.socket.with(|socket| may_end(socket.state())) {
+            return;
+        }
+        let Some(fin) = without_payload(packet, fin_at) else { return };
+        self.socket
+            .with_set(|set| interface.poll_ingress_single(now.instant(), &mut link.port(Some(&fin)), set));
+        self.note_acknowledged(link);
     }
 
     /// Notes that the outer connection was reset before this one existed.
@@ -197,6 +224,20 @@ impl<S: Stream> Connection<S> {
         }
     }
 
+    /// Sees to it that an end which the inside never acknowledges does not stay for ever.
+    ///
+    /// The kernel inside always answers; and should a FIN get lost together with other segments,
+    /// smoltcp 0.14 does not send it again after a fast retransmit.
+    fn limit_closing(&mut self) {
+        if !self.host_ended {
+            return;
+        }
+        self.socket.with(|socket| {
+            let is_waiting = matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck);
+            socket.set_timeout(is_waiting.then_some(CLOSING_TIMEOUT));
+        });
+    }
+
     /// Moves what can be moved, lets the socket send, and says when to come back.
     pub(super) fn serve<F: FrameSink>(
         &mut self,
@@ -205,6 +246,7 @@ impl<S: Stream> Connection<S> {
         now: Now,
     ) -> Fate {
         self.note_established();
+        self.limit_closing();
         let mut moved = 0;
         loop {
             let outward = self.move_outward();

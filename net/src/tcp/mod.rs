@@ -35,9 +35,10 @@ use smoltcp::iface::{Config as InterfaceConfig, Interface, SocketSet};
 use smoltcp::wire::HardwareAddress;
 
 use crate::clock::{self, Now};
+use crate::compose::{Route, fold, sum};
 use crate::config::Limits;
 use crate::device::{FrameSink, Transmitter, Unreachable};
-use crate::frame::{self, Packet, Segment, Transport};
+use crate::frame::{self, PROTOCOL_TCP, Packet, Segment, Transport};
 use crate::slab::GENERATION_MASK;
 use crate::sys::ring::Arena;
 use crate::wheel::{Tick, Wheel};
@@ -289,6 +290,7 @@ impl<S: Stream> Tcp<S> {
         packet: &Packet<'_>,
         segment: &Segment,
     ) {
+        // Data that comes with a SYN is ignored by the stack, and sent again.
         let syn = only_headers(packet, segment);
         if self.live >= self.limits.tcp_flows || self.connecting >= self.limits.tcp_connecting {
             link.counters.limited += 1;
@@ -603,7 +605,7 @@ impl<S: Stream> Tcp<S> {
     }
 }
 
-/// A SYN without the data it may carry (the stack would ignore it), its lengths made to fit.
+/// A segment without its payload, its lengths made to fit.
 fn only_headers(packet: &Packet<'_>, segment: &Segment) -> Box<[u8]> {
     let length = packet.header_bytes + segment.header_bytes;
     let mut bytes: Box<[u8]> = packet.bytes[..length].into();
@@ -614,6 +616,21 @@ fn only_headers(packet: &Packet<'_>, segment: &Segment) -> Box<[u8]> {
         bytes[2..4].copy_from_slice(&(length as u16).to_be_bytes());
     }
     bytes
+}
+
+/// The packet's FIN alone, as it would come after its payload.
+fn without_payload(packet: &[u8], sequence: u32) -> Option<Box<[u8]>> {
+    let parsed = frame::parse(packet).ok()?;
+    let Transport::Tcp(segment) = parsed.transport else { return None };
+    let mut fin = only_headers(&parsed, &segment);
+    let tcp = parsed.header_bytes;
+    fin[tcp + 4..tcp + 8].copy_from_slice(&sequence.to_be_bytes());
+    fin[tcp + 16..tcp + 18].fill(0);
+    let route = Route { source: parsed.source, destination: parsed.destination };
+    let pseudo = route.pseudo_header(PROTOCOL_TCP, fin.len() - tcp);
+    let checksum = !fold(sum(&fin[tcp..]) + u64::from(pseudo));
+    fin[tcp + 16..tcp + 18].copy_from_slice(&checksum.to_be_bytes());
+    Some(fin)
 }
 
 /// The TCP header's fields of a packet that was checked before.
