@@ -511,6 +511,10 @@ pub fn uses(ctx: &Context) -> Result<Vec<ContainerUse>, CliError> {
 /// An image's error at the edge.
 pub fn image_error(error: ImageError) -> CliError {
     let hint = match &error {
+        // Capitals before the first `/` are a host to the grammar, and a slip to most who type them.
+        ImageError::NotLocal(name) if name.chars().any(char::is_uppercase) && !has_domain(name) => {
+            Some("the names of repositories are lowercase; `hostel images` lists what there is")
+        }
         ImageError::NotLocal(_) | ImageError::Registry(_) => Some(
             "bring it in with `hostel load -i FILE` or `hostel pull oci:DIR:TAG`; `hostel images` lists what there is",
         ),
@@ -521,6 +525,11 @@ pub fn image_error(error: ImageError) -> CliError {
         Some(hint) => error.with_hint(hint),
         None => error,
     }
+}
+
+/// Whether what stands before the first `/` looks like a registry's address.
+fn has_domain(name: &str) -> bool {
+    name.split_once('/').is_some_and(|(domain, _)| domain.contains(['.', ':']))
 }
 
 /// The error of `run` and `create` for an image that cannot be used: exit 125.

@@ -345,4 +345,15 @@ mod tests {
         assert_eq!(tag.parse::<Reference>(), format(&tag));
         assert_eq!("a@sha256:12".parse::<Reference>(), Err(ReferenceError::Digest("sha256:12".to_owned())));
     }
+
+    proptest::proptest! {
+        /// Whatever is typed is refused or has a canonical form, which is its own.
+        #[test]
+        fn canonical_forms_are_fixed_points(text in "([a-cA]|[.]|/|:|@|_|__|-|[0-9]|\\[|\\]|localhost|sha256|ä){0,30}") {
+            if let Ok(reference) = text.parse::<Reference>() {
+                proptest::prop_assert_eq!(reference.to_string().parse::<Reference>(), Ok(reference.clone()));
+                proptest::prop_assert_eq!(reference.familiar().parse::<Reference>(), Ok(reference));
+            }
+        }
+    }
 }

@@ -292,7 +292,8 @@ fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(StoreError::io("open", path)(error)),
     };
-    let mut bytes = Vec::new();
+    // One read for nearly all of these files.
+    let mut bytes = Vec::with_capacity(16 << 10);
     file.take(limit + 1).read_to_end(&mut bytes).map_err(StoreError::io("read", path))?;
     if bytes.len() as u64 > limit {
         return Err(StoreError::TooLarge { path: path.to_owned(), limit });

@@ -206,4 +206,16 @@ mod tests {
             assert!(render(source, &data).is_err(), "{source}");
         }
     }
+
+    proptest::proptest! {
+        /// Whatever is typed gives text or an error.
+        #[test]
+        fn no_template_panics(source in "([{}|().$:=,'\"`\\\\ \n-]|\\{\\{|\\}\\}|if|range|end|else|with|index|printf|%[-0-9]?[sdvqx]|slice|[.]A|[.]B|[0-9]|ä){0,40}") {
+            let data = json!({"A": ["x", "ä"], "B": {"k": 1}});
+            if let Ok(template) = Template::parse(&source) {
+                let _ = template.render(&data);
+                let _ = template.render_heading(&data);
+            }
+        }
+    }
 }
