@@ -43,6 +43,8 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
     let store = Store::open(&ctx.root)?;
     let containers = Containers::new(&ctx.root);
     sweep(&containers);
+    // Until the record names the image nothing else keeps a collection from its layers.
+    let content = store.lock_content()?;
     let resolved = image::resolve(&store, &request.image, pull_policy(request.pull))
         .map_err(super::images::resolve_error)?;
     let id = ContainerId::from_random(&sys::process::random_bytes()?);
@@ -66,7 +68,7 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
         peer_host_name: peer.as_ref().map(|record| record.id.short().to_owned()),
         host_root: matches!(resolved.root, image::RootSource::Host)
             .then(|| HostRoot { working_dir: working_directory.clone() }),
-        extra_masked_paths: Vec::new(),
+        extra_masked_paths: thermal_throttle_paths(),
     };
     let mut plan = plan::build(request, &resolved.config, &facts).map_err(engine_error)?;
     for warning in &plan.warnings {
@@ -107,7 +109,7 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
         reserve_cidfile(path)?;
     }
     let made = containers.create(&record, &saved).map_err(engine_error);
-    drop(lock);
+    drop((lock, content));
     match (&made, &request.cidfile) {
         (Ok(()), Some(path)) => fs::write(path, id.as_str())?,
         (Err(_), Some(path)) => drop(fs::remove_file(path)), // ours, and empty
@@ -115,6 +117,15 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
     }
     made?;
     Ok((record, saved))
+}
+
+/// Counters of each CPU that tell what others on the machine do (moby masks them too).
+fn thermal_throttle_paths() -> Vec<String> {
+    let cpus = fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();
+    cpus.map(|cpu| cpu.path().join("thermal_throttle"))
+        .filter(|path| path.is_dir())
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect()
 }
 
 fn pull_policy(asked: plan::request::PullPolicy) -> image::PullPolicy {

@@ -98,6 +98,7 @@ enum Verb {
     Pull(pull::Args),
     Rmi(rmi::Args),
     Tag(tag::Args),
+    History(images::HistoryArgs),
     /// Manage containers
     #[command(subcommand)]
     Container(ContainerVerb),
@@ -245,7 +246,7 @@ fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
         Verb::Tag(args) | Verb::Image(ImageVerb::Tag(args)) => tag::run(ctx, &args),
         Verb::Image(ImageVerb::Inspect(args)) => images::inspect(ctx, &args),
         Verb::Image(ImageVerb::Prune(args)) => images::prune(ctx, &args),
-        Verb::Image(ImageVerb::History(args)) => images::history(ctx, &args),
+        Verb::History(args) | Verb::Image(ImageVerb::History(args)) => images::history(ctx, &args),
         Verb::Volume(verb) => volume::run(ctx, verb),
         Verb::Version(args) => version::run(ctx, &args),
         Verb::Info(args) => info::run(ctx, &args),

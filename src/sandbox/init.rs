@@ -48,8 +48,12 @@ pub enum RootKind {
 pub struct Enter<'a> {
     /// The plan.
     pub plan: &'a ContainerPlan,
-    /// The container's directory in the store (mount points, /etc files).
+    /// The container's directory in the store (its /etc files).
     pub dir: &'a Path,
+    /// Where the read side of the root is mounted, in this namespace only.
+    pub lower_point: &'a Path,
+    /// Where the root is mounted, in this namespace only.
+    pub root_point: &'a Path,
     /// Directory of the writable layer.
     pub local_dir: &'a Path,
     /// How the root is made.
@@ -95,6 +99,7 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     }
     sys::fd::close_all_except(&keep);
     network(enter)?;
+    oom_score(plan)?;
     wait_for_maps(keeper.as_fd())?;
     sys::process::set_dumpable(false)
         .during(Stage::Namespaces, || "cannot hide from other processes".into())?;
@@ -139,14 +144,14 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
         sethostname(hostname)
             .during(Stage::Namespaces, || format!("cannot set the host name {hostname:?}"))?;
     }
+    if let Some(domainname) = plan.spec.domainname() {
+        sys::process::set_domain_name(domainname)
+            .during(Stage::Namespaces, || format!("cannot set the domain name {domainname:?}"))?;
+    }
     umask(Mode::from_bits_truncate(process.user().umask().unwrap_or(0o022)));
     command::enter_directory(process.cwd())?;
     attach_stdio(&enter.stdio, terminal.as_ref())?;
     credentials::set_limits(process)?;
-    if let Some(score) = process.oom_score_adj() {
-        // Lowering it needs privilege on the machine; the default is not worth failing for.
-        let _ = std::fs::write("/proc/self/oom_score_adj", score.to_string());
-    }
     credentials::become_user(process, &user, enter.may_set_groups, enter.seccomp)?;
     sys::process::set_parent_death_signal(libc::SIGKILL)
         .during(Stage::Credentials, || "cannot ask for the parent's death signal".into())?;
@@ -175,6 +180,18 @@ fn network(enter: &Enter<'_>) -> Staged<()> {
         (NetworkMode::None, _) => net::link::bring_up_loopback().map_err(failed),
         _ => Ok(()),
     }
+}
+
+/// Before the process hides itself: its files in /proc belong to root then.
+fn oom_score(plan: &ContainerPlan) -> Staged<()> {
+    let process = plan.spec.process().as_ref();
+    let Some(score) = process.and_then(oci_spec::runtime::Process::oom_score_adj).filter(|score| *score != 0)
+    else {
+        return Ok(());
+    };
+    std::fs::write("/proc/self/oom_score_adj", score.to_string())
+        .during(Stage::Credentials, || format!("cannot set --oom-score-adj {score}"))
+        .map_err(|failure| failure.hint("lowering it below the caller's own needs privilege on the machine"))
 }
 
 fn send(socket: BorrowedFd<'_>, text: &[u8], fd: Option<BorrowedFd<'_>>) -> Staged<()> {
@@ -219,8 +236,7 @@ fn mount_root(enter: &Enter<'_>) -> Staged<Root> {
     // Nothing that is mounted here may reach the machine, nor the other way round.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .during(stage, || "cannot make the mounts private".into())?;
-    let root = enter.dir.join("mnt/root");
-    let lower = enter.dir.join("mnt/lower");
+    let (lower, root) = (enter.lower_point.to_owned(), enter.root_point.to_owned());
     let (point, read_only) = match enter.root_kind {
         RootKind::Hybrid => (&lower, true),
         RootKind::Pure => (&root, false),

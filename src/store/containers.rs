@@ -8,6 +8,7 @@
 //!                 state.json   written by the keeper at each start
 //!                 exit.json    written by the keeper when the container has ended
 //!                 log          the container's output, a JSON object a line
+//! containers/mnt/{lower,root}  empty: mount points, the same for all, used in namespaces of their own
 //! containers/.new-<id>, .rm-<id>   being made, being removed; left over only by a kill -9
 //! ```
 //!
@@ -223,21 +224,44 @@ impl Containers {
         self.dir.join(id.as_str())
     }
 
+    fn mount_points(&self) -> PathBuf {
+        self.dir.join("mnt")
+    }
+
+    /// Where every container of the store mounts the read side of its root: each sees only its own,
+    /// because each has its own mount namespace.
+    #[must_use]
+    pub fn lower_point(&self) -> PathBuf {
+        self.mount_points().join("lower")
+    }
+
+    /// Where every container mounts its root, likewise.
+    #[must_use]
+    pub fn root_point(&self) -> PathBuf {
+        self.mount_points().join("root")
+    }
+
     /// Makes a container: reserves its name, writes record and plan, and makes it visible last.
     ///
     /// # Errors
     /// [`ContainerError::NameInUse`], and whatever the filesystem refuses.
     pub fn create<P: Serialize>(&self, record: &Record, plan: &P) -> Result<()> {
         let staging = self.dir.join(format!(".new-{}", record.id));
-        make_dir(&self.dir)?;
-        make_dir(&self.dir.join(NAMES))?;
+        for dir in
+            [&self.dir, &self.dir.join(NAMES), &self.mount_points(), &self.lower_point(), &self.root_point()]
+        {
+            if !dir.exists() {
+                make_dir(dir)?;
+            }
+        }
         make_dir(&staging)?;
         let undo = Undo(Some(staging.clone()));
-        for sub in ["mnt", "mnt/lower", "mnt/root", "etc", "local", "local/upper", "local/work"] {
+        for sub in ["etc", "local", "local/upper", "local/work"] {
             make_dir(&staging.join(sub))?;
         }
-        write_json(&staging.join("record.json"), record)?;
-        write_json(&staging.join("spec.json"), plan)?;
+        // Nobody sees the directory yet: no need to write beside and rename.
+        write_new_json(&staging.join("record.json"), record)?;
+        write_new_json(&staging.join("spec.json"), plan)?;
         File::create(staging.join("lock")).map_err(io_error("create", &staging.join("lock")))?;
         self.reserve_name(&record.name, &record.id)?;
         if let Err(source) = fs::rename(&staging, self.path(&record.id)) {
@@ -623,6 +647,18 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
         .and_then(|file| file.take(MAX_JSON_BYTES).read_to_end(&mut text))
         .map_err(io_error("read", path))?;
     serde_json::from_slice(&text).map_err(|source| ContainerError::Damaged { path: path.to_owned(), source })
+}
+
+fn write_new_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let text = serde_json::to_vec(value)
+        .map_err(|source| ContainerError::Damaged { path: path.to_owned(), source })?;
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(&text))
+        .map_err(io_error("write", path))
 }
 
 /// Writes beside and renames over, so that a reader sees the old text or the new one.

@@ -567,8 +567,32 @@ impl Keeper {
         }
     }
 
+    /// Without a pid namespace of its own (`--pid host`) nothing but this ends what the container
+    /// left running: it has become the keeper's child.
+    fn end_descendants(&self) {
+        let path = format!("/proc/self/task/{}/children", nix::unistd::gettid());
+        let server = self.parts.server.pid;
+        loop {
+            let children = std::fs::read_to_string(&path).unwrap_or_default();
+            let children =
+                children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw);
+            let left: Vec<Pid> = children.filter(|pid| *pid != server).collect();
+            if left.is_empty() {
+                return;
+            }
+            for pid in left {
+                // Children that only this process reaps: their numbers cannot mean others.
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+                let _ = sys::process::wait_for(pid);
+            }
+        }
+    }
+
     /// Init is gone: record it, tell whoever waits, clean up, in this order.
     fn finish(&mut self) -> io::Result<()> {
+        if !exec::namespaces(&self.parts.saved.plan.spec).contains(nix::sched::CloneFlags::CLONE_NEWPID) {
+            self.end_descendants();
+        }
         let code = self.init_ended.map_or(137, Ended::code);
         let reply = match (&self.failure, self.running) {
             (Some(failure), _) => Reply::Failed(failure.clone()),

@@ -261,6 +261,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     leave_stdio(&work.dir).during(stage, || "cannot leave the command's stdio".into())?;
     nix::unistd::chdir("/").during(stage, || "cannot change to /".into())?;
     sys::process::ignore_signals_of_others();
+    sys::process::become_subreaper().during(stage, || "cannot become a subreaper".into())?;
 
     let pair = || sys::fd::seqpacket_pair().during(stage, || "cannot make a socket".into());
     let pipe =
@@ -296,26 +297,6 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
         log: work.log,
         fence: (work.fence_paths, work.fence_filter),
     };
-    let fork = sys::process::clone(0, false).during(stage, || "cannot make the container's server".into())?;
-    let server = match fork {
-        Fork::Child => {
-            drop((
-                init_socket,
-                init_keeper,
-                init_server,
-                server_socket,
-                stdio,
-                work.starter,
-                work.listener,
-                work.lock,
-            ));
-            let _ = sys::process::set_parent_death_signal(libc::SIGKILL); // it also sees the socket close
-            server::run(parts)
-        }
-        Fork::Parent(server) => server,
-    };
-    drop(parts);
-
     let stub = sys::stub::make().during(stage, || "cannot make the program that executes commands".into())?;
     let fill = volumes_to_fill(&work.dir, plan);
     let namespaces = crate::sandbox::exec::namespaces(&plan.spec).bits() as u64;
@@ -326,6 +307,8 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
             init::run(&Enter {
                 plan,
                 dir: &work.dir,
+                lower_point: &work.containers.lower_point(),
+                root_point: &work.containers.root_point(),
                 local_dir: &work.record.local_dir,
                 root_kind: work.root_kind,
                 volatile: plan.auto_remove,
@@ -343,12 +326,24 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
         Fork::Parent(child) => child,
     };
     drop((init_keeper, init_server, stdio));
-    let writing = work.maps.begin(child.pid)?;
+    // The helpers take milliseconds: the server is forked and fenced beside them.
+    let writing = work.maps.begin(child.pid).map_err(|failure| own_words(&init_socket, failure))?;
     let pid = child.pid.as_raw();
     let ticks = containers::process_start_ticks(pid).unwrap_or_default();
-    writing.finish()?;
+    let fork = sys::process::clone(0, false).during(stage, || "cannot make the container's server".into())?;
+    let server = match fork {
+        Fork::Child => {
+            drop((init_socket, server_socket, writing, work.starter, work.listener, work.lock));
+            let _ = sys::process::set_parent_death_signal(libc::SIGKILL); // it also sees the socket close
+            server::run(parts)
+        }
+        Fork::Parent(server) => server,
+    };
+    drop(parts);
+    writing.finish().map_err(|failure| own_words(&init_socket, failure))?;
     sys::fd::send_with_fds(init_socket.as_fd(), &[1], &[])
-        .during(stage, || "the container's init is gone".into())?;
+        .during(stage, || "the container's init is gone".into())
+        .map_err(|failure| own_words(&init_socket, failure))?;
     // From here on the container has processes, which must not read this one's memory.
     sys::process::set_dumpable(false).during(stage, || "cannot hide from other processes".into())?;
     Ok(keeper::Parts {
@@ -373,6 +368,17 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
             ..work.state
         },
     })
+}
+
+/// Init may have failed before its id maps were there: then what it said tells more than that it
+/// could not be given any.
+fn own_words(init: &OwnedFd, otherwise: Failure) -> Failure {
+    let mut buffer = vec![0; 16 << 10];
+    let received = sys::fd::receive_with_fds(init.as_fd(), &mut buffer, nix::sys::socket::MsgFlags::MSG_DONTWAIT);
+    match received {
+        Ok((length, _)) => serde_json::from_slice(&buffer[..length]).unwrap_or(otherwise),
+        Err(_) => otherwise,
+    }
 }
 
 /// Volumes that get the image's content: at the container's first start, unless told not to.

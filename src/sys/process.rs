@@ -280,3 +280,20 @@ pub fn ignore_signals_of_others() {
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
 }
+
+/// Sets the NIS domain name of the UTS namespace (setdomainname(2)).
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN in the namespace, EINVAL for more than 64 bytes.
+pub fn set_domain_name(name: &str) -> Result<(), Errno> {
+    // SAFETY: the pointer and length are those of a live string; the call reads no further.
+    Errno::result(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }).map(drop)
+}
+
+/// Makes this process the parent of descendants whose own parent dies (PR_SET_CHILD_SUBREAPER).
+///
+/// # Errors
+/// None that the kernel documents.
+pub fn become_subreaper() -> Result<(), Errno> {
+    prctl(libc::PR_SET_CHILD_SUBREAPER, 1).map(drop)
+}
