@@ -1,7 +1,7 @@
 //! The merged index of an image: all layers in one immutable, versioned, checksummed file that
 //! is mapped, not loaded.
 //!
-//! [`merge`] resolves whiteouts, opaque directories and hard links once, when an image arrives;
+//! [`merge()`] resolves whiteouts, opaque directories and hard links once, when an image arrives;
 //! starting a container then costs the same for any number of layers and files. The file's form
 //! is in the private `format` module. What must stay true: a node's id never changes once
 //! written, since it is the inode number that containers see and that write layers record.

@@ -19,6 +19,8 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 pub use self::overlay::UpperError;
 
 use self::directory::Directory;
@@ -177,6 +179,7 @@ impl Server {
     /// # Errors
     /// [`ServeError`].
     pub fn new(lower: Lower, mode: Mode, ids: Ids, options: Options) -> Result<Self, ServeError> {
+        raise_descriptor_limit();
         let lower = match lower {
             Lower::Packed { index, layers } => {
                 let packed = Packed::new(index, layers, ids)?;
@@ -211,5 +214,16 @@ impl Server {
             Backend::Overlay(overlay) => fuse::serve(*overlay, device, threads),
         }
         .map_err(ServeError::Connection)
+    }
+}
+
+/// Objects, files and directories of a lower directory are kept open; the usual soft limit of
+/// 1024 is meant for programs that use select(2).
+fn raise_descriptor_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        // With the lower limit the caches do, only many open directories at a time do not.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }

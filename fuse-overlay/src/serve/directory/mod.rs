@@ -11,7 +11,7 @@
 
 mod rules;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -50,6 +50,9 @@ const EXCEPTIONS: u64 = 0x7fff << DEVICE_SHIFT;
 
 /// Names in one directory listing: a listing is held in memory while its directory is open.
 const LISTING_LIMIT: usize = 4_000_000;
+
+/// Directories open at a time: each holds a descriptor and its listing.
+const HANDLE_LIMIT: usize = 4096;
 
 /// Files kept open between reads.
 const OPEN_LIMIT: usize = 128;
@@ -102,7 +105,12 @@ struct Node {
 struct Numbers {
     /// Filesystems in the order in which they were met; the root's is the first.
     devices: Vec<u64>,
-    exceptions: HashMap<(u64, u64), u64>,
+    /// Numbers that do not follow from device and inode.
+    given: HashMap<(u64, u64), u64>,
+    /// Numbers that an earlier session gave: no other file may come to have one.
+    taken: HashSet<u64>,
+    /// How many numbers have been counted from [`EXCEPTIONS`] on.
+    counted: u64,
 }
 
 #[derive(Debug, Default)]
@@ -241,17 +249,13 @@ impl Directory {
         if let Some(file) = self.files().get(&ino) {
             return Ok(Arc::clone(file));
         }
-        // Opening a device or a fifo could do something; O_PATH never does.
-        let node = self.node(ino)?;
-        let probe = self.open_path(&node.path(), OFlag::O_PATH)?;
-        let status = sys::status(probe.as_fd(), c"")?;
-        if status.mode & libc::S_IFMT != libc::S_IFREG {
-            return Err(Errno::EINVAL);
-        }
+        // The kernel asks for the data of regular files only, so this was one when it was looked
+        // at. Should something else have taken its place, these flags keep opening it harmless.
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        let file = self.open_path(&node.path(), flags)?;
+        let file = self.open_path(&self.node(ino)?.path(), flags)?;
         let status = sys::status(file.as_fd(), c"")?;
-        if self.numbers().number(status.device, status.inode) != ino {
+        let is_file = status.mode & libc::S_IFMT == libc::S_IFREG;
+        if !is_file || self.numbers().number(status.device, status.inode) != ino {
             return Err(Errno::ESTALE);
         }
         let file = Arc::new(File::from(file));
@@ -274,6 +278,9 @@ impl Directory {
     pub(super) fn opendir(&self, ino: u64) -> Answer<u64> {
         let listing = Arc::new(self.listing(ino)?);
         let mut handles = self.handles();
+        if handles.open.len() >= HANDLE_LIMIT {
+            return Err(Errno::ENFILE);
+        }
         handles.next += 1;
         let handle = handles.next;
         handles.open.insert(handle, listing);
@@ -407,21 +414,20 @@ impl Directory {
         Ok((*self.node(ino)?.path()).into())
     }
 
-    /// Finds a node again that the overlay knows from an earlier session.
-    pub(super) fn adopt(&self, path: &[u8]) -> Answer<u64> {
-        if path.is_empty() {
-            return Ok(ROOT);
+    /// Finds a node again that the overlay knows from an earlier session, and gives it the number
+    /// it had; false where it is gone. The number is not given to anything else either way.
+    pub(super) fn adopt(&self, ino: u64, path: &[u8]) -> bool {
+        self.numbers().taken.insert(ino);
+        if ino == ROOT {
+            return true;
         }
-        let (parent, name) = match path.iter().rposition(|byte| *byte == b'/') {
-            Some(slash) => (&path[..slash], &path[slash + 1..]),
-            None => (&b""[..], path),
-        };
-        let directory = self.open_path(parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-        let device = sys::status(directory.as_fd(), c"")?.device;
-        let parent = Node::new(parent, device, false);
-        let found = self.child_at(&parent, directory.as_fd(), name)?.ok_or(Errno::ENOENT)?;
-        self.pin(found.0.ino);
-        Ok(found.0.ino)
+        let Ok(file) = self.open_path(path, OFlag::O_PATH) else { return false };
+        let Ok(status) = sys::status(file.as_fd(), c"") else { return false };
+        self.numbers().given.insert((status.device, status.inode), ino);
+        let node = Arc::new(Node::new(path, status.device, false));
+        node.pinned.store(1, Ordering::Relaxed);
+        self.nodes.write().unwrap_or_else(PoisonError::into_inner).insert(ino, node);
+        true
     }
 
     /// Keeps a node known even when the kernel forgets it.
@@ -511,16 +517,27 @@ impl Node {
 impl Numbers {
     /// The number under which an inode of some filesystem is shown.
     fn number(&mut self, device: u64, inode: u64) -> u64 {
+        if let Some(number) = self.given.get(&(device, inode)) {
+            return *number;
+        }
         let index = self.devices.iter().position(|known| *known == device).unwrap_or_else(|| {
             self.devices.push(device);
             self.devices.len() - 1
         }) as u64;
-        match index {
-            0 if inode > ROOT && inode < PLAIN_LIMIT => inode,
-            1..DEVICE_LIMIT if inode < 1 << DEVICE_SHIFT => index << DEVICE_SHIFT | inode,
-            _ => {
-                let next = EXCEPTIONS + self.exceptions.len() as u64;
-                *self.exceptions.entry((device, inode)).or_insert(next)
+        let natural = match index {
+            0 if inode > ROOT && inode < PLAIN_LIMIT => Some(inode),
+            1..DEVICE_LIMIT if inode < 1 << DEVICE_SHIFT => Some(index << DEVICE_SHIFT | inode),
+            _ => None,
+        };
+        if let Some(number) = natural.filter(|number| !self.taken.contains(number)) {
+            return number;
+        }
+        loop {
+            let number = EXCEPTIONS + self.counted;
+            self.counted += 1;
+            if !self.taken.contains(&number) {
+                self.given.insert((device, inode), number);
+                return number;
             }
         }
     }

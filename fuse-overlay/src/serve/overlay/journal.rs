@@ -7,7 +7,7 @@
 //!
 //! A record counts once it is written whole; the first one that is not ends the journal, and
 //! what follows is cut off. Every record reaches the kernel before its request is answered, so
-//! killing the server loses nothing; [`Journal::sync`] makes it survive the machine. The file is
+//! killing the server loses nothing; a [`Syncer`] makes it survive the machine. The file is
 //! locked while it is open: two servers on one upper would destroy it.
 
 use std::fs::File;

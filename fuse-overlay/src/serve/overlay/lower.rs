@@ -222,11 +222,11 @@ impl LowerFs {
         }
     }
 
-    /// The number, in this session, of the node at a path of an earlier one.
-    pub(super) fn adopt(&self, path: &[u8]) -> Option<u64> {
+    /// Gives the node at a path of an earlier session its number again; false where it is gone.
+    pub(super) fn adopt(&self, ino: u64, path: &[u8]) -> bool {
         match self {
-            Self::Packed(..) => None,
-            Self::Directory(directory) => directory.adopt(path).ok(),
+            Self::Packed(..) => true,
+            Self::Directory(directory) => directory.adopt(ino, path),
         }
     }
 

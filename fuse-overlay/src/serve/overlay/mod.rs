@@ -152,38 +152,23 @@ impl Overlay {
                 upper.objects.remove(*ino).map_err(|errno| UpperError::Objects(errno.into()))?;
             }
         }
-        let renumbered = self.adopt(&mut state, upper)?;
+        self.adopt(&mut state);
         let mut journal = lock(&upper.journal);
-        if renumbered || journal.length() > self.rewrite_at(&state) {
+        if journal.length() > self.rewrite_at(&state) {
             journal.rewrite(upper.directory.as_fd(), state.snapshot())?;
         }
         Ok(())
     }
 
-    /// Finds the nodes of a directory lower again. Their numbers hold for a session only, so the
-    /// inodes are renumbered, their objects renamed.
-    fn adopt(&self, state: &mut State, upper: &Upper) -> Result<bool, UpperError> {
+    /// Finds the nodes of a directory lower again by their paths. They keep their numbers.
+    fn adopt(&self, state: &mut State) {
         let origins: Vec<(u64, Box<[u8]>)> =
             state.inodes().filter_map(|(ino, inode)| inode.origin.clone().map(|path| (ino, path))).collect();
-        let mut map = std::collections::HashMap::new();
-        let mut vanished = Vec::new();
         for (ino, path) in origins {
-            match self.lower.adopt(&path) {
-                Some(new) if new == ino => {}
-                Some(new) => drop(map.insert(ino, new)),
-                None => vanished.push(ino),
+            if !self.lower.adopt(ino, &path) {
+                self.orphan(state, ino);
             }
         }
-        for ino in &vanished {
-            self.orphan(state, *ino);
-        }
-        if map.is_empty() {
-            return Ok(!vanished.is_empty());
-        }
-        let objects = map.iter().map(|(old, new)| (*old, *new));
-        upper.objects.renumber(objects).map_err(|errno| UpperError::Objects(errno.into()))?;
-        state.renumber(&map);
-        Ok(true)
     }
 
     /// A lower file that was changed here has vanished from the machine. What is here of it
@@ -510,8 +495,8 @@ impl Backend for Overlay {
     }
 
     fn open(&self, ino: u64, _flags: i32) -> Answer<()> {
-        let meta = self.meta(ino)?;
-        if meta.is_file() && meta.data == Data::Lower { self.lower.check_readable(ino) } else { Ok(()) }
+        let own = self.read_state().get(ino).is_some_and(|inode| inode.meta.data != Data::Lower);
+        if own { Ok(()) } else { self.lower.check_readable(ino) }
     }
 
     fn read<R>(&self, at: At, size: u32, then: impl FnOnce(&[u8]) -> R) -> Answer<R> {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -79,24 +79,6 @@ impl Objects {
     pub(super) fn remove(&self, ino: u64) -> Answer<()> {
         self.cache().files.remove(&ino);
         unlinkat(&self.directory, &*name(ino), UnlinkatFlags::NoRemoveDir)
-    }
-
-    /// Renames objects to new numbers, all at once: a new number may be another's old one.
-    pub(super) fn renumber(&self, numbers: impl Iterator<Item = (u64, u64)>) -> Answer<()> {
-        let numbers: Vec<(u64, u64)> = numbers.collect();
-        self.cache().files.clear();
-        let rename = |from: &str, to: &str| match renameat(&self.directory, from, &self.directory, to) {
-            // A file without data of its own has no object.
-            Err(Errno::ENOENT) => Ok(()),
-            renamed => renamed,
-        };
-        for (old, new) in &numbers {
-            rename(&name(*old), &format!("{}.new", name(*new)))?;
-        }
-        for (_, new) in &numbers {
-            rename(&format!("{}.new", name(*new)), &name(*new))?;
-        }
-        Ok(())
     }
 
     /// Makes the names of new objects durable.

@@ -220,22 +220,6 @@ impl State {
         }
     }
 
-    /// Renumbers inodes, for a lower layer whose numbers hold for one session only. Where `map`
-    /// has nothing for a number, it stays.
-    pub(super) fn renumber(&mut self, map: &HashMap<u64, u64>) {
-        let new = |ino: u64| map.get(&ino).copied().unwrap_or(ino);
-        let old = std::mem::take(&mut self.inodes);
-        for (ino, mut inode) in old {
-            if let Content::Directory(directory) = &mut inode.content {
-                directory.parent = directory.parent.map(new);
-                for entry in directory.entries.values_mut() {
-                    entry.target = entry.target.map(new);
-                }
-            }
-            self.inodes.insert(new(ino), inode);
-        }
-    }
-
     /// The records of a journal that gives just this state. Inodes without a name are left out:
     /// nothing could reach them again.
     pub(super) fn snapshot(&self) -> impl Iterator<Item = Vec<Change>> {
