@@ -107,7 +107,7 @@ fn packet(odd: &Odd, sequence: u32, acknowledged: u32) -> Vec<u8> {
     packet[20..24].copy_from_slice(&[0xc3, 0x50, 0, 80]);
     packet[24..28].copy_from_slice(&sequence.to_be_bytes());
     packet[28..32].copy_from_slice(&acknowledged.to_be_bytes());
-    packet[32] = ((20 + options.len()) / 4 << 4) as u8;
+    packet[32] = (((20 + options.len()) / 4) << 4) as u8;
     packet[33] = odd.flags;
     packet[34..36].copy_from_slice(&odd.window.to_be_bytes());
     packet[36..40].fill(0);
