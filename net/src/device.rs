@@ -88,6 +88,49 @@ impl Unreachable {
     }
 }
 
+/// Datagrams from one sender to one receiver, all of one size but the last, which may be shorter.
+struct Train {
+    endpoints: Option<(SocketAddr, SocketAddr)>,
+    segment_bytes: usize,
+    bytes: Vec<u8>,
+    mtu_bytes: usize,
+}
+
+impl Train {
+    /// What the kernel takes in one packet (UDP_MAX_SEGMENTS in older ones).
+    const DATAGRAMS_MAX: usize = 64;
+
+    fn new(mtu_bytes: usize) -> Self {
+        Self { endpoints: None, segment_bytes: 0, bytes: Vec::new(), mtu_bytes }
+    }
+
+    /// Takes a datagram on, if it goes the same way and fits. An empty train takes any that the
+    /// device can send whole.
+    fn board(&mut self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> bool {
+        let Some(endpoints) = self.endpoints else {
+            let header_bytes = IPV6_HEADER_BYTES + UDP_HEADER_BYTES;
+            if payload.is_empty() || header_bytes + payload.len() > self.mtu_bytes {
+                return false;
+            }
+            self.endpoints = Some((source, destination));
+            self.segment_bytes = payload.len();
+            self.bytes.extend(payload);
+            return true;
+        };
+        let is_full = self.bytes.len() + self.segment_bytes + IPV6_HEADER_BYTES + UDP_HEADER_BYTES
+            > PACKET_BYTES_MAX
+            || self.bytes.len() >= Self::DATAGRAMS_MAX * self.segment_bytes;
+        // After a shorter one nothing can follow.
+        let is_open = self.bytes.len().is_multiple_of(self.segment_bytes);
+        let fits = !payload.is_empty() && payload.len() <= self.segment_bytes;
+        if endpoints != (source, destination) || is_full || !is_open || !fits {
+            return false;
+        }
+        self.bytes.extend(payload);
+        true
+    }
+}
+
 /// Sends packets into the namespace.
 pub struct Transmitter<S> {
     sink: S,
@@ -100,6 +143,8 @@ pub struct Transmitter<S> {
     /// The acknowledgement number of the last TCP segment sent.
     acknowledged: Option<u32>,
     identification: u32,
+    /// Where the device cuts up trains of datagrams.
+    train: Option<Train>,
     pub(crate) counters: Counters,
 }
 
@@ -114,6 +159,9 @@ impl<S: FrameSink> Transmitter<S> {
             peer_segment: 0,
             acknowledged: None,
             identification: 0,
+            train: features
+                .has(Features::UDP_SEGMENTATION.with(Features::CHECKSUM))
+                .then(|| Train::new(usize::from(mtu_bytes))),
             counters: Counters::default(),
         }
     }
@@ -184,9 +232,39 @@ impl<S: FrameSink> Transmitter<S> {
         }
     }
 
+    /// Sends a datagram, or leaves it for a moment: those of one size from one sender go as a train
+    /// that the kernel cuts up again. [`depart`](Self::depart) must follow.
+    pub(crate) fn datagram_soon(&mut self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) {
+        let Some(train) = &mut self.train else {
+            return self.datagram(source, destination, payload);
+        };
+        if train.board(source, destination, payload) {
+            return;
+        }
+        self.depart();
+        let boarded = self.train.as_mut().is_some_and(|train| train.board(source, destination, payload));
+        if !boarded {
+            self.datagram(source, destination, payload);
+        }
+    }
+
+    /// Sends the train that waits, if one does.
+    pub(crate) fn depart(&mut self) {
+        let Some(mut train) = self.train.take() else { return };
+        if let Some((source, destination)) = train.endpoints.take() {
+            if train.bytes.len() <= train.segment_bytes {
+                self.datagram(source, destination, &train.bytes);
+            } else {
+                self.send_train(source, destination, &train.bytes, train.segment_bytes);
+            }
+        }
+        train.bytes.clear();
+        self.train = Some(train);
+    }
+
     /// Sends datagrams of `segment_bytes` each (the last may be shorter) that are in `payload`
-    /// one after the other, in one packet where the device cuts it up.
-    pub(crate) fn datagram_train(
+    /// one after the other. They are of a size that the device cuts up.
+    fn send_train(
         &mut self,
         source: SocketAddr,
         destination: SocketAddr,
@@ -196,16 +274,6 @@ impl<S: FrameSink> Transmitter<S> {
         let route = Route { source: source.ip(), destination: destination.ip() };
         let ip_bytes = route.header_bytes(None);
         let udp_bytes = UDP_HEADER_BYTES + payload.len();
-        let cuttable = self.features.has(Features::UDP_SEGMENTATION)
-            && segment_bytes > 0
-            && ip_bytes + UDP_HEADER_BYTES + segment_bytes <= self.mtu_bytes
-            && ip_bytes + udp_bytes <= PACKET_BYTES_MAX;
-        if payload.len() <= segment_bytes || !cuttable {
-            for datagram in payload.chunks(segment_bytes.max(1)) {
-                self.datagram(source, destination, datagram);
-            }
-            return;
-        }
         let packet = &mut self.buffer[VNET_HEADER_BYTES..];
         let udp = &mut packet[ip_bytes..ip_bytes + udp_bytes];
         udp[UDP_HEADER_BYTES..].copy_from_slice(payload);

@@ -27,7 +27,7 @@ use crate::publish::{Bound, Listeners, Protocol};
 use crate::random::Random;
 use crate::reassembly::Reassembly;
 use crate::tcp::{FlowKey, Readiness, Tcp};
-use crate::udp::{Udp, Undelivered};
+use crate::udp::{Datagram, Udp};
 
 /// Packets that are read from the device in one turn. With offloads a packet has up to 64 KiB:
 /// more would leave the cache before they are passed on.
@@ -259,6 +259,7 @@ impl Gateway {
             }
         }
         self.receive = buffer;
+        self.udp.flush(&mut self.link);
     }
 
     /// The namespace is gone. There is nothing left to do but to wait for the order to stop.
@@ -350,25 +351,13 @@ impl Gateway {
             Verdict::Nothing => None,
             Verdict::Prohibited => {
                 self.link.counters.prohibited += 1;
-                self.undeliverable(packet, Unreachable::Prohibited);
+                let from = self.policy.addresses().gateway_like(outside.ip());
+                self.link.unreachable(from, packet, Unreachable::Prohibited);
                 return;
             }
         };
-        let sent = self.udp.send(&mut self.link, now.tick(), key, to, payload, segment_bytes);
-        match sent {
-            Ok(()) | Err(Undelivered::Lost) => {}
-            Err(Undelivered::Limited) => self.link.counters.limited += 1,
-            Err(Undelivered::Unreachable(why)) => self.undeliverable(packet, why),
-        }
-    }
-
-    /// Tells the inside. A missing port is the destination's own message, the rest the gateway's.
-    fn undeliverable(&mut self, packet: &Packet<'_>, why: Unreachable) {
-        let from = match why {
-            Unreachable::Port => packet.destination,
-            _ => self.policy.addresses().gateway_like(packet.destination),
-        };
-        self.link.unreachable(from, packet, why);
+        let datagram = Datagram { packet: packet.bytes, inside, outside, payload, segment_bytes };
+        self.udp.send(&mut self.link, now.tick(), &datagram, to);
     }
 
     /// Delivers a name server's answer.

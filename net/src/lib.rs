@@ -29,8 +29,8 @@
 //! `epoll_ctl`, `epoll_pwait`/`epoll_wait`, `fcntl`, `fstat`, `getpeername`, `getrandom`,
 //! `getsockname`, `getsockopt`, `ioctl` (FIONBIO on sockets; SIOCGIFINDEX for a zone in
 //! resolv.conf), `lseek`, `madvise`, `mmap`, `mremap`, `munmap`, `openat`, `read`, `recvfrom`,
-//! `recvmsg`, `sendmsg`, `sendto`, `setsockopt`, `shutdown`, `socket`, `statx`/`newfstatat`,
-//! `write`, and what the allocator and a thread's end use (`futex`, `rt_sigprocmask`, `exit`).
+//! `recvmmsg`, `recvmsg`, `sendmsg`, `sendto`, `setsockopt`, `shutdown`, `socket`,
+//! `statx`/`newfstatat`, `write`, and what the allocator and a thread's end use (`futex`, `rt_sigprocmask`, `exit`).
 //! Socket families: AF_INET, AF_INET6; types SOCK_STREAM, SOCK_DGRAM.
 //!
 //! Files: /etc/resolv.conf and /etc/hosts are opened for reading again when they change. Either

@@ -9,21 +9,20 @@
 //! host address that the client had sent to.
 
 use std::collections::HashMap;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
-};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
 
 use crate::config::Limits;
-use crate::device::{FrameSink, PACKET_BYTES_MAX, Transmitter, Unreachable};
+use crate::device::{FrameSink, Transmitter, Unreachable};
 use crate::policy::Policy;
 use crate::poll::{Poller, Token, Trigger};
 use crate::publish::Bound;
 use crate::slab::{EntryId, Slab};
+use crate::sys::datagram::{Inbox, Received};
 use crate::wheel::{Tick, Wheel};
 
 /// How long a mapping lives after its last datagram: while nothing has come back, and afterwards.
@@ -37,11 +36,20 @@ const CLIENT_MS: Tick = 180_000;
 /// Clients of published ports that are remembered at once.
 const CLIENTS_MAX: usize = 8_192;
 
-/// Datagrams (or trains of them) that are read from one socket for one event.
-const DATAGRAMS_MAX: usize = 64;
+/// Batches that are read from one socket for one event.
+const BATCHES_MAX: usize = 4;
 
-/// Room for the control messages: a destination address and a segment size.
-const CONTROL_BYTES: usize = 128;
+/// Datagrams that leave in one system call, and their bytes: what the kernel cuts up
+/// (UDP_MAX_SEGMENTS in older ones; 64 KiB less headers).
+const TRAIN_DATAGRAMS_MAX: usize = 64;
+const TRAIN_BYTES_MAX: usize = 60_000;
+
+/// Larger ones may not fit the path's MTU, and a train's datagrams must.
+const TRAIN_SEGMENT_MAX: usize = 1_472;
+
+/// How much of a packet is kept to tell its sender that it could not be delivered: the IP header
+/// and 8 bytes are the least, an IPv6 header and UDP's are 48.
+const QUOTED_BYTES: usize = 64;
 
 pub(crate) struct Udp {
     poller: Arc<Poller>,
@@ -51,10 +59,46 @@ pub(crate) struct Udp {
     mappings_max: usize,
     wheel: Wheel,
     published: HashMap<u32, Published>,
-    clients: HashMap<ClientKey, Client>,
-    clients_swept_at: Tick,
-    receive: Box<[u8]>,
-    control: Box<[u8]>,
+    clients: Clients,
+    inbox: Inbox,
+    outgoing: Outgoing,
+}
+
+/// A datagram from inside, or a train of them.
+pub(crate) struct Datagram<'a> {
+    /// The IP packet that it came in.
+    pub(crate) packet: &'a [u8],
+    pub(crate) inside: SocketAddr,
+    /// Where it goes, as the inside sees it.
+    pub(crate) outside: SocketAddr,
+    pub(crate) payload: &'a [u8],
+    /// The size of the datagrams, if it is a train of them.
+    pub(crate) segment_bytes: Option<usize>,
+}
+
+/// Datagrams on their way out that wait for more of their kind.
+#[derive(Default)]
+struct Outgoing {
+    way: Option<Way>,
+    segment_bytes: usize,
+    bytes: Vec<u8>,
+    /// The first one's packet, as far as it is quoted in an error.
+    quoted: Vec<u8>,
+    key: Option<(SocketAddr, SocketAddr)>,
+}
+
+/// The socket that a datagram leaves through, and its addresses there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Way {
+    through: Through,
+    from: Option<IpAddr>,
+    to: SocketAddr,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Through {
+    Mapping(EntryId),
+    Published(u32),
 }
 
 struct Mapping {
@@ -84,17 +128,9 @@ struct Client {
     last_active: Tick,
 }
 
-/// What a socket gave.
-struct Received {
-    length: usize,
-    from: SocketAddr,
-    sent_to: Option<IpAddr>,
-    /// The size of the datagrams, if it is a train of them.
-    segment_bytes: Option<usize>,
-}
-
 /// Why a datagram from inside was not sent.
-pub(crate) enum Undelivered {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Undelivered {
     /// The inside is told.
     Unreachable(Unreachable),
     /// The limit of mappings is reached.
@@ -113,10 +149,9 @@ impl Udp {
             mappings_max: limits.udp_mappings,
             wheel: Wheel::new(),
             published: HashMap::new(),
-            clients: HashMap::new(),
-            clients_swept_at: 0,
-            receive: vec![0; PACKET_BYTES_MAX].into(),
-            control: vec![0; CONTROL_BYTES].into(),
+            clients: Clients::default(),
+            inbox: Inbox::new(),
+            outgoing: Outgoing::default(),
         }
     }
 
@@ -135,43 +170,95 @@ impl Udp {
         Ok(())
     }
 
-    /// Sends a datagram, or a train of datagrams of `segment_bytes`, from inside to an address of
-    /// the host's side. `outside` is that address as the inside sees it.
+    /// Sends a datagram, or a train of datagrams of `segment_bytes`, from inside. `to` is where it
+    /// goes on the host's side, none if there is only a published port's client that it could be
+    /// for. It may wait for more of its kind: [`flush`](Self::flush) must follow.
     pub(crate) fn send<S: FrameSink>(
         &mut self,
         link: &mut Transmitter<S>,
         now: Tick,
-        key: (SocketAddr, SocketAddr),
+        datagram: &Datagram<'_>,
         to: Option<SocketAddr>,
-        payload: &[u8],
-        segment_bytes: Option<usize>,
-    ) -> Result<(), Undelivered> {
-        let (inside, outside) = key;
-        let segment_bytes = segment_bytes.filter(|&size| size < payload.len());
-        if let Some(client) = self.clients.get_mut(&ClientKey { inside, outside })
-            && let Some(published) = self.published.get(&client.listener)
-        {
-            client.last_active = now;
-            let sent = send_to(&published.socket, client.address, client.sent_to, payload, segment_bytes);
-            return sent.map_err(|error| undelivered(&error));
-        }
-        let Some(to) = to else {
-            return Err(Undelivered::Unreachable(Unreachable::Port));
+    ) {
+        let key = (datagram.inside, datagram.outside);
+        let way = match self.way(link, now, key, to) {
+            Ok(way) => way,
+            Err(undelivered) => return self.tell(link, key, datagram.packet, undelivered),
         };
-        let mapping = match self.by_inside.get(&inside) {
-            Some(&id) => self.mappings.get_mut(id),
+        if self.outgoing.board(way, datagram) {
+            return;
+        }
+        self.flush(link);
+        self.outgoing.start(way, datagram);
+        if !self.outgoing.may_wait() {
+            self.flush(link);
+        }
+    }
+
+    /// Sends what waits.
+    pub(crate) fn flush<S: FrameSink>(&mut self, link: &mut Transmitter<S>) {
+        let (Some(way), Some(key)) = (self.outgoing.way.take(), self.outgoing.key.take()) else { return };
+        let mut outgoing = std::mem::take(&mut self.outgoing);
+        let socket = match way.through {
+            Through::Mapping(id) => self.mappings.get_mut(id).map(|mapping| mapping.socket.as_fd()),
+            Through::Published(index) => self.published.get(&index).map(|published| published.socket.as_fd()),
+        };
+        if let Some(socket) = socket
+            && let Err(error) = send_all(socket, way, &outgoing.bytes, outgoing.segment_bytes)
+        {
+            self.tell(link, key, &outgoing.quoted, undelivered(&error));
+        }
+        outgoing.bytes.clear();
+        self.outgoing = outgoing;
+    }
+
+    /// Finds or makes the socket for a datagram.
+    fn way<S: FrameSink>(
+        &mut self,
+        link: &mut Transmitter<S>,
+        now: Tick,
+        (inside, outside): (SocketAddr, SocketAddr),
+        to: Option<SocketAddr>,
+    ) -> Result<Way, Undelivered> {
+        if let Some(client) = self.clients.by_key.get_mut(&ClientKey { inside, outside }) {
+            client.last_active = now;
+            let through = Through::Published(client.listener);
+            return Ok(Way { through, from: client.sent_to, to: client.address });
+        }
+        let to = to.ok_or(Undelivered::Unreachable(Unreachable::Port))?;
+        let id = match self.by_inside.get(&inside) {
+            Some(&id) => id,
             None => {
-                let id = self.map(now, inside)?;
                 link.counters.udp_mappings += 1;
-                self.mappings.get_mut(id)
+                self.map(now, inside)?
             }
         };
-        let Some(mapping) = mapping else {
-            debug_assert!(false, "the map names live mappings only");
-            return Err(Undelivered::Lost);
-        };
-        mapping.last_active = now;
-        send_to(&mapping.socket, to, None, payload, segment_bytes).map_err(|error| undelivered(&error))
+        if let Some(mapping) = self.mappings.get_mut(id) {
+            mapping.last_active = now;
+        }
+        Ok(Way { through: Through::Mapping(id), from: None, to })
+    }
+
+    /// Tells the inside that a datagram of its could not be delivered. A missing port is the
+    /// destination's own message, the rest the gateway's.
+    fn tell<S: FrameSink>(
+        &self,
+        link: &mut Transmitter<S>,
+        (inside, outside): (SocketAddr, SocketAddr),
+        quoted: &[u8],
+        undelivered: Undelivered,
+    ) {
+        match undelivered {
+            Undelivered::Lost => {}
+            Undelivered::Limited => link.counters.limited += 1,
+            Undelivered::Unreachable(why) => {
+                let from = match why {
+                    Unreachable::Port => outside.ip(),
+                    _ => self.policy.addresses().gateway_like(outside.ip()),
+                };
+                link.unreachable_quoting(from, inside.ip(), quoted, why);
+            }
+        }
     }
 
     fn map(&mut self, now: Tick, inside: SocketAddr) -> Result<EntryId, Undelivered> {
@@ -200,104 +287,47 @@ impl Udp {
         let Some(mapping) = self.mappings.get_mut(id) else {
             return;
         };
-        for _ in 0..DATAGRAMS_MAX {
-            let Some(received) = receive(&mapping.socket, &mut self.receive, &mut self.control) else {
-                break;
-            };
-            let Some(from) = self.policy.answer_inside(received.from) else {
-                link.counters.prohibited += 1;
-                continue;
-            };
+        for _ in 0..BATCHES_MAX {
+            let Ok(may_have_more) = self.inbox.receive(&mapping.socket) else { break };
+            for received in self.inbox.iter() {
+                let Some(from) = self.policy.answer_inside(received.from) else {
+                    link.counters.prohibited += 1;
+                    continue;
+                };
+                hand_in(link, from, mapping.inside, &received);
+            }
             if !mapping.answered {
                 mapping.answered = true;
                 self.wheel.set(id.index, now + ANSWERED_MS);
             }
             mapping.last_active = now;
-            hand_in(link, from, mapping.inside, &received, &self.receive);
-        }
-    }
-
-    /// Hands in what clients have sent to a published port. Returns whether there is one of that
-    /// number.
-    pub(crate) fn published_ready<S: FrameSink>(
-        &mut self,
-        link: &mut Transmitter<S>,
-        now: Tick,
-        index: u32,
-    ) -> bool {
-        if !self.published.contains_key(&index) {
-            return false;
-        }
-        for _ in 0..DATAGRAMS_MAX {
-            let Some(published) = self.published.get(&index) else {
+            if !may_have_more {
                 break;
-            };
-            let Some(received) = receive(&published.socket, &mut self.receive, &mut self.control) else {
-                break;
-            };
-            let outside = self.policy.source_inside(received.from);
-            let addresses = self.policy.addresses();
-            let inside = SocketAddr::new(addresses.container_like(outside.ip()), published.container_port);
-            let Some(outside) = self.remember(now, index, inside, outside, &received) else {
-                link.counters.limited += 1;
-                continue;
-            };
-            hand_in(link, outside, inside, &received, &self.receive);
-        }
-        true
-    }
-
-    /// Notes a client, so that answers find it. Its port as seen inside is another where two
-    /// clients would look alike.
-    fn remember(
-        &mut self,
-        now: Tick,
-        listener: u32,
-        inside: SocketAddr,
-        mut outside: SocketAddr,
-        received: &Received,
-    ) -> Option<SocketAddr> {
-        const PORT_TRIES: u16 = 64;
-        for _ in 0..PORT_TRIES {
-            let key = ClientKey { inside, outside };
-            match self.clients.get_mut(&key) {
-                Some(client) if client.listener == listener && client.address == received.from => {
-                    client.last_active = now;
-                    client.sent_to = received.sent_to;
-                    return Some(outside);
-                }
-                Some(_) => outside.set_port(outside.port().wrapping_sub(1).max(1)),
-                None => {
-                    self.sweep_clients(now);
-                    if self.clients.len() >= CLIENTS_MAX {
-                        return None;
-                    }
-                    self.clients.insert(
-                        key,
-                        Client {
-                            listener,
-                            address: received.from,
-                            sent_to: received.sent_to,
-                            last_active: now,
-                        },
-                    );
-                    return Some(outside);
-                }
             }
         }
-        None
+        link.depart();
     }
 
-    /// Forgets silent clients, once in their lifetime or when there are too many.
-    fn sweep_clients(&mut self, now: Tick) {
-        const FULL_SWEEP_MS: Tick = 1_000;
-        let full = self.clients.len() >= CLIENTS_MAX;
-        let pause = if full { FULL_SWEEP_MS } else { CLIENT_MS };
-        if now < self.clients_swept_at + pause {
-            return;
+    /// Hands in what clients have sent to a published port.
+    pub(crate) fn published_ready<S: FrameSink>(&mut self, link: &mut Transmitter<S>, now: Tick, index: u32) {
+        let Some(published) = self.published.get(&index) else { return };
+        let container_port = published.container_port;
+        for _ in 0..BATCHES_MAX {
+            let Ok(may_have_more) = self.inbox.receive(&published.socket) else { break };
+            for received in self.inbox.iter() {
+                let outside = self.policy.source_inside(received.from);
+                let container = self.policy.addresses().container_like(outside.ip());
+                let inside = SocketAddr::new(container, container_port);
+                match self.clients.remember(now, index, inside, outside, &received) {
+                    Some(outside) => hand_in(link, outside, inside, &received),
+                    None => link.counters.limited += 1,
+                }
+            }
+            if !may_have_more {
+                break;
+            }
         }
-        self.clients_swept_at = now;
-        self.clients.retain(|_, client| now < client.last_active + CLIENT_MS);
+        link.depart();
     }
 
     /// Ends mappings that have been silent for too long.
@@ -324,8 +354,103 @@ impl Udp {
     }
 }
 
+/// The clients of published ports.
+#[derive(Default)]
+struct Clients {
+    by_key: HashMap<ClientKey, Client>,
+    swept_at: Tick,
+}
+
+impl Clients {
+    /// Notes a client, so that answers find it. Its port as seen inside is another where two
+    /// clients would look alike. None if there are too many.
+    fn remember(
+        &mut self,
+        now: Tick,
+        listener: u32,
+        inside: SocketAddr,
+        mut outside: SocketAddr,
+        received: &Received<'_>,
+    ) -> Option<SocketAddr> {
+        const PORT_TRIES: u16 = 64;
+        for _ in 0..PORT_TRIES {
+            let key = ClientKey { inside, outside };
+            match self.by_key.get_mut(&key) {
+                Some(client) if client.listener == listener && client.address == received.from => {
+                    client.last_active = now;
+                    client.sent_to = received.sent_to;
+                    return Some(outside);
+                }
+                Some(_) => outside.set_port(outside.port().wrapping_sub(1).max(1)),
+                None => {
+                    self.sweep(now);
+                    if self.by_key.len() >= CLIENTS_MAX {
+                        return None;
+                    }
+                    let client = Client {
+                        listener,
+                        address: received.from,
+                        sent_to: received.sent_to,
+                        last_active: now,
+                    };
+                    self.by_key.insert(key, client);
+                    return Some(outside);
+                }
+            }
+        }
+        None
+    }
+
+    /// Forgets silent clients, once in their lifetime, or each second when there are too many.
+    fn sweep(&mut self, now: Tick) {
+        const FULL_SWEEP_MS: Tick = 1_000;
+        let pause = if self.by_key.len() >= CLIENTS_MAX { FULL_SWEEP_MS } else { CLIENT_MS };
+        if now < self.swept_at + pause {
+            return;
+        }
+        self.swept_at = now;
+        self.by_key.retain(|_, client| now < client.last_active + CLIENT_MS);
+    }
+}
+
+impl Outgoing {
+    /// Takes a datagram on, if it goes the same way and has the same size; a shorter one is the
+    /// last.
+    fn board(&mut self, way: Way, datagram: &Datagram<'_>) -> bool {
+        let payload = datagram.payload;
+        let is_open = self.segment_bytes > 0 && self.bytes.len().is_multiple_of(self.segment_bytes);
+        let has_room = self.bytes.len() + payload.len() <= TRAIN_BYTES_MAX
+            && self.bytes.len() < TRAIN_DATAGRAMS_MAX * self.segment_bytes;
+        let fits =
+            !payload.is_empty() && payload.len() <= self.segment_bytes && datagram.segment_bytes.is_none();
+        if self.way != Some(way) || !is_open || !has_room || !fits {
+            return false;
+        }
+        self.bytes.extend(payload);
+        true
+    }
+
+    /// Starts over with this datagram or train.
+    fn start(&mut self, way: Way, datagram: &Datagram<'_>) {
+        self.way = Some(way);
+        self.key = Some((datagram.inside, datagram.outside));
+        self.segment_bytes = datagram.segment_bytes.unwrap_or(datagram.payload.len());
+        self.bytes.clear();
+        self.bytes.extend(datagram.payload);
+        self.quoted.clear();
+        self.quoted.extend(&datagram.packet[..datagram.packet.len().min(QUOTED_BYTES)]);
+    }
+
+    /// Whether others could join it.
+    fn may_wait(&self) -> bool {
+        !self.bytes.is_empty()
+            && self.bytes.len() == self.segment_bytes
+            && self.segment_bytes <= TRAIN_SEGMENT_MAX
+    }
+}
+
 /// Settings that make a socket better and whose lack does no harm.
-fn prepare(socket: &impl std::os::fd::AsFd) {
+fn prepare(socket: &impl AsFd) {
     // Bursts wait here while the gateway is busy elsewhere.
     const RECEIVE_BYTES: usize = 1 << 20;
     _ = setsockopt(socket, sockopt::UdpGroSegment, &true);
@@ -350,77 +475,43 @@ fn hand_in<S: FrameSink>(
     link: &mut Transmitter<S>,
     from: SocketAddr,
     inside: SocketAddr,
-    received: &Received,
-    buffer: &[u8],
+    received: &Received<'_>,
 ) {
-    let payload = &buffer[..received.length];
     match received.segment_bytes {
-        Some(segment_bytes) => link.datagram_train(from, inside, payload, segment_bytes),
-        None => link.datagram(from, inside, payload),
-    }
-}
-
-/// Reads one datagram or train; none if there is none, or an error took its place.
-fn receive(socket: &impl AsRawFd, buffer: &mut [u8], control: &mut [u8]) -> Option<Received> {
-    let mut parts = [IoSliceMut::new(buffer)];
-    let message =
-        recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(control), MsgFlags::MSG_DONTWAIT)
-            .ok()?;
-    let from = socket_address(&message.address?)?;
-    let mut received = Received { length: message.bytes, from, sent_to: None, segment_bytes: None };
-    for control in message.cmsgs().ok()? {
-        match control {
-            ControlMessageOwned::Ipv4PacketInfo(info) => {
-                let address = Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr));
-                received.sent_to = Some(address.into());
-            }
-            ControlMessageOwned::Ipv6PacketInfo(info) => {
-                received.sent_to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
-            }
-            ControlMessageOwned::UdpGroSegments(size) => {
-                received.segment_bytes = usize::try_from(size).ok();
-            }
-            _ => {}
-        }
-    }
-    Some(received)
-}
-
-/// Sends one datagram, or a train of `segment_bytes` each; `from` is the address to send from.
-fn send_to(
-    socket: &impl AsRawFd,
-    to: SocketAddr,
-    from: Option<IpAddr>,
-    payload: &[u8],
-    segment_bytes: Option<usize>,
-) -> io::Result<()> {
-    // The kernel cuts a train into 64 at most (UDP_MAX_SEGMENTS), each within the path's MTU.
-    const TRAIN_DATAGRAMS_MAX: usize = 64;
-    if let Some(size) = segment_bytes {
-        for train in payload.chunks(size * TRAIN_DATAGRAMS_MAX) {
-            let as_train = u16::try_from(size).ok().filter(|_| train.len() > size);
-            if send_one(socket, to, from, train, as_train).is_err() {
-                for datagram in train.chunks(size) {
-                    send_one(socket, to, from, datagram, None)?;
-                }
+        Some(segment_bytes) => {
+            for datagram in received.payload.chunks(segment_bytes) {
+                link.datagram_soon(from, inside, datagram);
             }
         }
-        return Ok(());
+        None => link.datagram_soon(from, inside, received.payload),
     }
-    send_one(socket, to, from, payload, None)
 }
 
-fn send_one(
-    socket: &impl AsRawFd,
-    to: SocketAddr,
-    from: Option<IpAddr>,
-    payload: &[u8],
-    train: Option<u16>,
-) -> io::Result<()> {
+/// Sends datagrams of `segment_bytes` each (the last may be shorter), in trains where there are
+/// several.
+fn send_all(socket: BorrowedFd<'_>, way: Way, bytes: &[u8], segment_bytes: usize) -> io::Result<()> {
+    if bytes.len() <= segment_bytes {
+        return send_one(socket, way, bytes, None);
+    }
+    let train_bytes = (TRAIN_BYTES_MAX / segment_bytes).clamp(1, TRAIN_DATAGRAMS_MAX) * segment_bytes;
+    for train in bytes.chunks(train_bytes) {
+        let size = u16::try_from(segment_bytes).ok().filter(|_| train.len() > segment_bytes);
+        if size.is_some() && send_one(socket, way, train, size).is_ok() {
+            continue;
+        }
+        // One that the kernel does not cut up: a device without checksums, or a small MTU.
+        for datagram in train.chunks(segment_bytes) {
+            send_one(socket, way, datagram, None)?;
+        }
+    }
+    Ok(())
+}
+
+fn send_one(socket: BorrowedFd<'_>, way: Way, payload: &[u8], train: Option<u16>) -> io::Result<()> {
     let v4_info;
     let v6_info;
     let mut control = Vec::new();
-    match from {
+    match way.from {
         Some(IpAddr::V4(address)) => {
             v4_info = libc::in_pktinfo {
                 ipi_ifindex: 0,
@@ -441,21 +532,7 @@ fn send_one(
     if let Some(size) = &train {
         control.push(ControlMessage::UdpGsoSegments(size));
     }
-    sendmsg(
-        socket.as_raw_fd(),
-        &[IoSlice::new(payload)],
-        &control,
-        MsgFlags::MSG_DONTWAIT,
-        Some(&SockaddrStorage::from(to)),
-    )?;
+    let to = SockaddrStorage::from(way.to);
+    sendmsg(socket.as_raw_fd(), &[IoSlice::new(payload)], &control, MsgFlags::MSG_DONTWAIT, Some(&to))?;
     Ok(())
-}
-
-fn socket_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
-    if let Some(v4) = storage.as_sockaddr_in() {
-        return Some(SocketAddr::new(v4.ip().into(), v4.port()));
-    }
-    let v6 = storage.as_sockaddr_in6()?;
-    // The zone of a link-local client is kept, as it cannot be answered without.
-    Some(std::net::SocketAddrV6::from(*v6).into())
 }
