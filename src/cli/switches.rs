@@ -19,8 +19,22 @@ pub fn try_parse_from<C: CommandFactory + FromArgMatches>(arguments: &[OsString]
 
 fn matches(command: impl Fn() -> Command, arguments: &[OsString]) -> Result<ArgMatches, clap::Error> {
     // As in Docker, the last of several values counts.
-    let command = || command().args_override_self(true);
-    match command().try_get_matches_from(arguments) {
+    let lazy = || command().args_override_self(true);
+    // Verbs are built when they are typed; help lists all of them, and so do the changes below.
+    let command = || {
+        let mut command = lazy();
+        command.build();
+        command
+    };
+    let asks_for_help = |text: &OsString| ["--help", "-h", "help"].iter().any(|word| text == word);
+    if arguments.len() < 2 || arguments.iter().any(asks_for_help) {
+        return command().try_get_matches_from(arguments);
+    }
+    match lazy().try_get_matches_from(arguments) {
+        // A group of verbs without a verb: its help.
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            command().try_get_matches_from(arguments)
+        }
         Err(error) if error.kind() == ErrorKind::TooManyValues => {
             with_values(command()).try_get_matches_from(arguments)
         }

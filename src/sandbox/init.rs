@@ -32,6 +32,8 @@ pub mod message {
     pub const TUN: u8 = b'T';
     /// With the terminal's master.
     pub const TERMINAL: u8 = b'M';
+    /// To the keeper: with one of the container's namespaces.
+    pub const NAMESPACE: u8 = b'N';
 }
 
 /// How the root filesystem is put together.
@@ -101,6 +103,7 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     network(enter)?;
     oom_score(plan)?;
     wait_for_maps(keeper.as_fd())?;
+    hand_over_namespaces(keeper.as_fd())?;
     sys::process::set_dumpable(false)
         .during(Stage::Namespaces, || "cannot hide from other processes".into())?;
     become_set_up_user(enter)?;
@@ -180,6 +183,20 @@ fn network(enter: &Enter<'_>) -> Staged<()> {
         (NetworkMode::None, _) => net::link::bring_up_loopback().map_err(failed),
         _ => Ok(()),
     }
+}
+
+/// The keeper holds mount and network namespace open, so that the end of pid 1 does not wait until
+/// everything in them is torn down.
+fn hand_over_namespaces(keeper: BorrowedFd<'_>) -> Staged<()> {
+    let what = || "cannot hand over the namespaces".to_owned();
+    let namespaces = ["/proc/self/ns/mnt", "/proc/self/ns/net"]
+        .map(|path| open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()));
+    for namespace in namespaces {
+        let namespace = namespace.during(Stage::Namespaces, what)?;
+        sys::fd::send_with_fds(keeper, &[message::NAMESPACE], &[namespace.as_fd()])
+            .during(Stage::Namespaces, what)?;
+    }
+    Ok(())
 }
 
 /// Before the process hides itself: its files in /proc belong to root then.

@@ -23,12 +23,13 @@ use nix::sys::socket::{MsgFlags, SockFlag, accept4, getsockopt, sockopt};
 use nix::unistd::{Pid, Uid};
 use oci_spec::runtime::Process;
 
+use super::affinity::Together;
 use super::control::{self, ExecRequest, Reply, Request};
 use super::server::word;
 use super::{Saved, remove};
 use crate::plan::WriteMode;
 use crate::sandbox::idmap::IdMaps;
-use crate::sandbox::init::RootKind;
+use crate::sandbox::init::{RootKind, message};
 use crate::sandbox::{Failure, Stage, Stdio, command, exec};
 use crate::store::containers::{self, Containers, ExitRecord, Lock, Record, State};
 use crate::sys;
@@ -72,6 +73,8 @@ pub struct Parts {
     pub server_socket: OwnedFd,
     /// Pid 1 of the container.
     pub init: Child,
+    /// While init and server share a CPU.
+    pub together: Option<Together>,
     /// The socket to it.
     pub init_socket: Option<OwnedFd>,
     /// Published ports and the address, for the state.
@@ -139,6 +142,7 @@ pub fn run(parts: Parts) -> ! {
     let mut keeper = Keeper {
         running: false,
         init_ended: None,
+        namespaces: vec![],
         drained: false,
         server_ended: false,
         kill_at: None,
@@ -162,6 +166,8 @@ struct Keeper {
     parts: Parts,
     running: bool,
     init_ended: Option<Ended>,
+    /// Mount and network namespace: let go once everybody has been told of the end.
+    namespaces: Vec<OwnedFd>,
     drained: bool,
     server_ended: bool,
     kill_at: Option<Instant>,
@@ -525,6 +531,7 @@ impl Keeper {
         let Some(socket) = &self.parts.init_socket else { return };
         let mut buffer = vec![0; 16 << 10];
         match sys::fd::receive_with_fds(socket.as_fd(), &mut buffer, MsgFlags::empty()) {
+            Ok((1, namespace)) if buffer[0] == message::NAMESPACE => self.namespaces.extend(namespace),
             Ok((length, _)) if length > 0 => {
                 let process = self.parts.saved.plan.spec.process();
                 self.failure = parse_failure(&buffer[..length], process.as_ref());
@@ -540,6 +547,9 @@ impl Keeper {
 
     fn started(&mut self) {
         self.running = true;
+        if let Some(together) = self.parts.together.take() {
+            together.part();
+        }
         self.parts.state.started = Timestamp::now();
         if let Err(error) = self.parts.containers.write_state(&self.parts.record.id, &self.parts.state) {
             self.failure = Some(Failure::plain(Stage::Namespaces, crate::sandbox::chain(&error)));
@@ -609,6 +619,7 @@ impl Keeper {
             }
         }
         self.connections.clear();
+        self.namespaces.clear();
         let _ = std::fs::remove_file(&self.parts.socket_path); // a stale name is found dead by its connect
         self.let_server_finish(removed.is_some());
         if let Some(grave) = removed {

@@ -32,6 +32,7 @@ use crate::store::containers::{self, ContainerError, Containers, Lock, Record, S
 use crate::sys;
 use crate::sys::process::Fork;
 
+pub mod affinity;
 pub mod client;
 pub mod control;
 pub mod etc;
@@ -341,6 +342,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     };
     drop(parts);
     writing.finish().map_err(|failure| own_words(&init_socket, failure))?;
+    let together = affinity::Together::bring(child.pid, server.pid);
     sys::fd::send_with_fds(init_socket.as_fd(), &[1], &[])
         .during(stage, || "the container's init is gone".into())
         .map_err(|failure| own_words(&init_socket, failure))?;
@@ -360,6 +362,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
         server,
         server_socket,
         init: child,
+        together,
         init_socket: Some(init_socket),
         state: State {
             pid,
@@ -374,7 +377,8 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
 /// could not be given any.
 fn own_words(init: &OwnedFd, otherwise: Failure) -> Failure {
     let mut buffer = vec![0; 16 << 10];
-    let received = sys::fd::receive_with_fds(init.as_fd(), &mut buffer, nix::sys::socket::MsgFlags::MSG_DONTWAIT);
+    let received =
+        sys::fd::receive_with_fds(init.as_fd(), &mut buffer, nix::sys::socket::MsgFlags::MSG_DONTWAIT);
     match received {
         Ok((length, _)) => serde_json::from_slice(&buffer[..length]).unwrap_or(otherwise),
         Err(_) => otherwise,
