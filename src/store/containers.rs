@@ -256,13 +256,19 @@ impl Containers {
         }
         make_dir(&staging)?;
         let undo = Undo(Some(staging.clone()));
+        // Held until the container is visible: whoever finds this file unlocked may remove all of it,
+        // so it is locked before it gets the name by which it is found.
+        let (unnamed, named) = (staging.join("lock.new"), staging.join("lock"));
+        let lock = File::create(&unnamed).map_err(io_error("create", &unnamed))?;
+        fcntl(&lock, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK)))
+            .map_err(|errno| io_error("lock", &unnamed)(errno.into()))?;
+        fs::rename(&unnamed, &named).map_err(io_error("create", &named))?;
         for sub in ["etc", "local", "local/upper", "local/work"] {
             make_dir(&staging.join(sub))?;
         }
         // Nobody sees the directory yet: no need to write beside and rename.
         write_new_json(&staging.join("record.json"), record)?;
         write_new_json(&staging.join("spec.json"), plan)?;
-        File::create(staging.join("lock")).map_err(io_error("create", &staging.join("lock")))?;
         self.reserve_name(&record.name, &record.id)?;
         if let Err(source) = fs::rename(&staging, self.path(&record.id)) {
             self.release_name(&record.name);
@@ -282,8 +288,8 @@ impl Containers {
                 Err(source) => return Err(ContainerError::Io { action: "create", path: link, source }),
             }
             let Some(owner) = self.named(name.as_str()) else { continue };
-            let alive = |prefix: &str| self.dir.join(format!("{prefix}{owner}")).exists();
-            if alive("") || alive(".new-") {
+            let made = self.dir.join(format!(".new-{owner}"));
+            if self.path(&owner).exists() || (made.exists() && !is_abandoned(&made)) {
                 return Err(ContainerError::NameInUse { name: name.clone(), id: owner });
             }
             let _ = fs::remove_file(&link); // its container is gone; whoever is first takes the name
@@ -421,14 +427,7 @@ impl Containers {
     /// When the lock file cannot be opened.
     pub fn is_locked(&self, id: &ContainerId) -> Result<bool> {
         let path = self.path(id).join("lock");
-        let file = File::open(&path).map_err(|source| Self::gone_or_io(id, "open", &path, source))?;
-        let mut probe = whole_file(libc::F_WRLCK);
-        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut probe)).map_err(|errno| ContainerError::Io {
-            action: "query the lock of",
-            path,
-            source: errno.into(),
-        })?;
-        Ok(i32::from(probe.l_type) != libc::F_UNLCK)
+        is_file_locked(&path).map_err(|source| Self::gone_or_io(id, "query the lock", &path, source))
     }
 
     /// Where the container is in its life, as the disk tells it.
@@ -524,25 +523,34 @@ impl Containers {
         for entry in entries.flatten() {
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
-            if name.starts_with(".rm-") {
+            if name.starts_with(".rm-") || (name.starts_with(".new-") && is_abandoned(&entry.path())) {
                 found.push(entry.path());
-            } else if name.starts_with(".new-") {
-                // Someone may be making it right now: only an old one is a left-over.
-                let old = entry
-                    .metadata()
-                    .and_then(|meta| meta.modified())
-                    .is_ok_and(|time| time.elapsed().is_ok_and(|age| age > STALE_AFTER));
-                if old {
-                    found.push(entry.path());
-                }
             }
         }
         Ok(found)
     }
 }
 
-/// Making a container takes milliseconds; what is half made for so long was abandoned.
-const STALE_AFTER: std::time::Duration = std::time::Duration::from_secs(600);
+/// Making a directory and locking a file in it takes microseconds; so long after, nobody is at it.
+const UNLOCKED_AFTER: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Whether a half made container has lost its maker, who holds its lock from the first moments on.
+fn is_abandoned(staging: &Path) -> bool {
+    match is_file_locked(&staging.join("lock")) {
+        Ok(locked) => !locked,
+        Err(_) => fs::metadata(staging)
+            .and_then(|meta| meta.modified())
+            .is_ok_and(|time| time.elapsed().is_ok_and(|age| age > UNLOCKED_AFTER)),
+    }
+}
+
+/// Whether anybody holds a file's lock; looking takes nothing.
+fn is_file_locked(path: &Path) -> io::Result<bool> {
+    let file = File::open(path)?;
+    let mut probe = whole_file(libc::F_WRLCK);
+    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut probe))?;
+    Ok(i32::from(probe.l_type) != libc::F_UNLCK)
+}
 
 /// This machine's id, for records in homes that several machines share; empty when it has none.
 #[must_use]

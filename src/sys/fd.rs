@@ -108,6 +108,7 @@ pub fn receive_with_fds(
     buffer: &mut [u8],
     flags: MsgFlags,
 ) -> Result<(usize, Vec<OwnedFd>), Errno> {
+    let mut reset = false;
     loop {
         let mut space = cmsg_space!([RawFd; MAX_FDS]);
         let mut slices = [IoSliceMut::new(buffer)];
@@ -119,6 +120,12 @@ pub fn receive_with_fds(
         ) {
             Ok(message) => message,
             Err(Errno::EINTR) => continue,
+            // The other side closed with something unread. That is told once, and before what it
+            // had sent itself, which is still there.
+            Err(Errno::ECONNRESET) if !reset => {
+                reset = true;
+                continue;
+            }
             Err(error) => return Err(error),
         };
         let mut fds = Vec::new();
