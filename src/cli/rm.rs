@@ -67,6 +67,7 @@ pub fn remove_container(
                 Err(ContainerError::NotFound(_)) => return Ok(()), // a --rm container that went by itself
                 other => other?,
             };
+            remove::stale_socket(&record.id);
             let maps = choose(&Facts::gather(), None);
             remove::tree(&grave, &maps).map_err(|error| {
                 CliError::new(format!(

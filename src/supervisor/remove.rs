@@ -12,6 +12,7 @@ use std::path::Path;
 
 use nix::unistd::{Gid, Uid, setresgid, setresuid};
 
+use crate::id::ContainerId;
 use crate::sandbox::idmap::IdMaps;
 use crate::sys;
 use crate::sys::process::{Ended, Fork};
@@ -25,6 +26,13 @@ pub fn tree(path: &Path, maps: &IdMaps) -> io::Result<()> {
         remove_mapped(path, maps)?;
     }
     Ok(())
+}
+
+/// Takes away the name of a control socket that a killed start left. For a container that is gone.
+pub fn stale_socket(id: &ContainerId) {
+    if let Ok(dir) = super::socket_dir() {
+        let _ = fs::remove_file(dir.join(&id.as_str()[..super::SOCKET_ID_LEN])); // mostly there is none
+    }
 }
 
 /// As the caller: enough unless ids of a range own something.
