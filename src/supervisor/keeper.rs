@@ -35,6 +35,9 @@ use crate::store::containers::{self, Containers, ExitRecord, Lock, Record, State
 use crate::sys;
 use crate::sys::process::{Child, Ended, Fork};
 
+/// Why a start failed, as JSON: an error, its causes and a hint.
+pub(super) const MAX_FAILURE_BYTES: usize = 16 << 10;
+
 /// How long the last output may take after the container's end.
 const DRAIN_LIMIT: Duration = Duration::from_secs(15);
 /// How long the server may take to write back what the kernel still holds, once all is unmounted.
@@ -190,10 +193,11 @@ impl Keeper {
         self.finish()
     }
 
-    /// Over when init is gone and its output passed on, or cannot be any more.
+    /// Over when init is gone, its last word heard, and its output passed on, or cannot be any more.
     fn is_over(&self) -> bool {
-        let late = |at: Option<Instant>| at.is_some_and(|at| Instant::now() >= at);
-        self.init_ended.is_some() && (self.drained || self.server_ended || late(self.drain_until))
+        let late = self.drain_until.is_some_and(|at| Instant::now() >= at);
+        let heard = self.parts.init_socket.is_none();
+        self.init_ended.is_some() && (late || (heard && (self.drained || self.server_ended)))
     }
 
     fn wait(&self) -> io::Result<Vec<(Token, PollFlags)>> {
@@ -467,7 +471,7 @@ impl Keeper {
     fn hear_exec(&mut self, index: usize) {
         let exec = &mut self.execs[index];
         let Some(status) = &exec.status else { return };
-        let mut buffer = vec![0; 16 << 10];
+        let mut buffer = vec![0; MAX_FAILURE_BYTES];
         match sys::fd::receive_with_fds(status.as_fd(), &mut buffer, MsgFlags::empty()) {
             Ok((4, _)) => {
                 let pid = i32::from_ne_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]);
@@ -529,7 +533,7 @@ impl Keeper {
     /// Init's socket speaks only when something failed; its silent close means that the command runs.
     fn hear_init(&mut self) {
         let Some(socket) = &self.parts.init_socket else { return };
-        let mut buffer = vec![0; 16 << 10];
+        let mut buffer = vec![0; MAX_FAILURE_BYTES];
         match sys::fd::receive_with_fds(socket.as_fd(), &mut buffer, MsgFlags::empty()) {
             Ok((1, namespace)) if buffer[0] == message::NAMESPACE => self.namespaces.extend(namespace),
             Ok((length, _)) if length > 0 => {

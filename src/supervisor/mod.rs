@@ -376,7 +376,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
 /// Init may have failed before its id maps were there: then what it said tells more than that it
 /// could not be given any.
 fn own_words(init: &OwnedFd, otherwise: Failure) -> Failure {
-    let mut buffer = vec![0; 16 << 10];
+    let mut buffer = vec![0; keeper::MAX_FAILURE_BYTES];
     let received =
         sys::fd::receive_with_fds(init.as_fd(), &mut buffer, nix::sys::socket::MsgFlags::MSG_DONTWAIT);
     match received {
