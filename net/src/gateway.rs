@@ -156,7 +156,7 @@ impl Gateway {
             host: KernelHost::new(Arc::clone(&poller), policy.clone()),
             udp,
             dns: Dns::new(&config, Arc::clone(&poller)),
-            icmp: Icmp::new(),
+            icmp: Icmp::new(&config.limits, policy.clone(), Arc::clone(&poller)),
             reassembly: Reassembly::default(),
             listeners: tcp_listeners,
             started: Instant::now(),
@@ -196,7 +196,12 @@ impl Gateway {
         if self.tcp.has_work() || clients_wait() {
             return Some(0);
         }
-        let deadlines = [self.tcp.next_deadline(), self.udp.next_deadline(), self.dns.next_deadline()];
+        let deadlines = [
+            self.tcp.next_deadline(),
+            self.udp.next_deadline(),
+            self.icmp.next_deadline(),
+            self.dns.next_deadline(),
+        ];
         let first = deadlines.into_iter().flatten().min()?;
         Some(first.saturating_sub(self.now().tick()))
     }
@@ -211,6 +216,7 @@ impl Gateway {
         self.tcp.serve(&mut self.link, now);
         self.serve_name_conversations(now);
         self.udp.expire(now.tick());
+        self.icmp.expire(now.tick());
         for reply in self.dns.expire(now.tick()) {
             self.reply(now, reply);
         }
@@ -234,7 +240,7 @@ impl Gateway {
                     self.reply(now, reply);
                 }
             }
-            Token::Ping(_) => {}
+            Token::Ping(id) => self.icmp.ready(&mut self.link, id),
         }
     }
 
@@ -321,7 +327,7 @@ impl Gateway {
                 self.datagram(now, packet, key, payload, train);
             }
             Transport::Icmp(message) => {
-                self.icmp.message(&mut self.link, &self.policy, packet, message);
+                self.icmp.message(&mut self.link, now.tick(), packet, message);
             }
             Transport::Fragment(_) | Transport::Other(_) => self.link.counters.unforwardable += 1,
         }

@@ -238,3 +238,90 @@ fn a_flood_of_syns_is_bounded() {
     assert_eq!(tcp.len(), 100);
     assert_eq!(link.counters().limited, 900);
 }
+
+/// A host that takes nothing.
+struct Stuck;
+
+impl Stream for Stuck {
+    fn connected(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn shutdown_write(&mut self) {}
+
+    fn reset(&mut self) {}
+}
+
+struct StuckHost(Option<FlowId>);
+
+impl Host for StuckHost {
+    type Stream = Stuck;
+
+    fn connect(&mut self, id: FlowId, _: SocketAddr) -> Result<Stuck, Refusal> {
+        self.0 = Some(id);
+        Ok(Stuck)
+    }
+}
+
+/// Many connections whose host does not read, and an inside that sends all the same: what is
+/// buffered stays within the limit and a share for each connection.
+#[test]
+fn buffers_are_bounded_together() {
+    const FLOWS: u16 = 50;
+    const SEGMENT_BYTES: usize = 50_000;
+    const SHARE_BYTES: usize = 64 << 10;
+    let features = Features::CHECKSUM.with(Features::TCP_SEGMENTATION);
+    let mut link = Transmitter::new(LastSent::default(), features, 1500);
+    let limits = Limits { buffer_bytes: 2 << 20, ring_bytes: 1 << 20, ..Limits::default() };
+    let mut tcp = Tcp::new(&mut link, limits, 1);
+    let mut host = StuckHost(None);
+    let mut now_ms = 0;
+    let mut buffered = 0;
+    for port in 1..=FLOWS {
+        let mut exchange = |flags: u8, sequence: u32, acknowledged: u32, payload: usize| {
+            let odd = Odd {
+                flags,
+                sequence: 0,
+                acknowledged: 0,
+                window: 60_000,
+                payload,
+                options: vec![],
+                pause: 0,
+                host_ready: false,
+            };
+            let mut bytes = packet(&odd, sequence, acknowledged);
+            bytes[20..22].copy_from_slice(&port.to_be_bytes());
+            let parsed = parse(&bytes).expect("a segment");
+            let Transport::Tcp(segment) = parsed.transport else { unreachable!("it is TCP") };
+            now_ms += 5;
+            let now = Now::from_micros(now_ms * 1_000);
+            tcp.segment(&mut host, &mut link, now, &parsed, &segment);
+            if let Some(id) = host.0.take() {
+                tcp.ready(&mut link, now, id, Readiness { writable: true, ..Readiness::default() });
+            }
+            tcp.expire(now);
+            tcp.serve(&mut link, now);
+            (link.sink_mut().end, link.sink_mut().acknowledged)
+        };
+        let (server, _) = exchange(SYN, 0, 0, 0);
+        exchange(ACK, 1, server, 0);
+        let mut sequence = 1;
+        for _ in 0..30 {
+            let (_, acknowledged) = exchange(ACK, sequence, server, SEGMENT_BYTES);
+            sequence = acknowledged;
+        }
+        buffered += sequence as usize;
+    }
+    assert_eq!(tcp.len(), usize::from(FLOWS));
+    let bound = limits.buffer_bytes + usize::from(FLOWS) * (SHARE_BYTES + SEGMENT_BYTES);
+    assert!(buffered <= bound, "{buffered} bytes are held, more than {bound}");
+    assert!(link.counters().limited > 0);
+}

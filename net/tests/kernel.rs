@@ -4,7 +4,7 @@ mod world;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,10 @@ use net::publish::{Protocol, Publish};
 use net::{Config, HostLoopback, HostName, Resolver};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, sendto, setsockopt,
+    socket, sockopt,
+};
 use world::{PATIENCE, World};
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -500,6 +503,48 @@ fn a_closed_udp_port_is_told() {
                 let error = client.recv(&mut [0; 8]).expect_err("nobody is there");
                 assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{ip}");
             }
+        },
+    );
+}
+
+/// The gateway and the name server answer pings; so does, in their name, nobody else.
+#[test]
+fn the_gateway_answers_pings() {
+    World::new().run(
+        "the_gateway_answers_pings",
+        |_, _| {},
+        |_, config| {
+            for like in [V4, V6] {
+                let (family, protocol, request, reply) = match like {
+                    IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp, 8, 0),
+                    IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128, 129),
+                };
+                // Allowed by the namespace's ping_group_range, which the link has set.
+                let ping =
+                    socket(family, SockType::Datagram, SockFlag::empty(), protocol).expect("a ping socket");
+                let mut message = vec![request, 0, 0, 0, 0, 0, 0, 1];
+                message.resize(3_000, b'x');
+                let to = SockaddrStorage::from(SocketAddr::new(gateway(config, like), 0));
+                sendto(ping.as_raw_fd(), &message, &to, MsgFlags::empty()).expect("sent");
+                let timeout = PollTimeout::try_from(PATIENCE).expect("a short time");
+                let mut wait = [PollFd::new(ping.as_fd(), PollFlags::POLLIN)];
+                assert_eq!(poll(&mut wait, timeout), Ok(1), "no reply came");
+                let mut answer = vec![0; 4_000];
+                let length = recv(ping.as_raw_fd(), &mut answer, MsgFlags::empty()).expect("a reply");
+                assert_eq!((length, answer[0]), (message.len(), reply));
+                assert_eq!(answer[8..length], message[8..]);
+            }
+            let ping = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::empty(), SockProtocol::Icmp)
+                .expect("a ping socket");
+            let metadata =
+                SockaddrStorage::from("169.254.169.254:0".parse::<SocketAddr>().expect("an address"));
+            let message = [8, 0, 0, 0, 0, 0, 0, 1];
+            sendto(ping.as_raw_fd(), &message, &metadata, MsgFlags::empty()).expect("sent");
+            let timeout = PollTimeout::from(200_u8);
+            let mut wait = [PollFd::new(ping.as_fd(), PollFlags::POLLIN)];
+            poll(&mut wait, timeout).expect("poll");
+            let answered = wait[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN));
+            assert!(!answered, "a prohibited address answered");
         },
     );
 }

@@ -26,6 +26,11 @@ const CLOSING_TIMEOUT: Duration = Duration::from_secs(60);
 /// After this long without traffic the pages of empty rings go back to the system.
 const IDLE_MS: Tick = 1_000;
 
+/// A busy connection's rings are given back at most this often, and after at least so many bytes:
+/// then the page faults cost less than a thousandth of the time.
+const WALK_MS: Tick = 250;
+const WALKED_BYTES: usize = 128 << 10;
+
 /// Bytes that one flow may move each way in one turn, so that the others get theirs.
 const TURN_BYTES: usize = 2 << 20;
 
@@ -36,6 +41,17 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// The MSS of a peer that names none (RFC 9293, 3.7.1), and the least that smoltcp believes.
 const SEGMENT_DEFAULT: u16 = 536;
 const SEGMENT_MIN: u16 = 48;
+
+/// What a connection may buffer each way even when buffers are short: it goes on, and all
+/// connections together stay within reason.
+const SHARE_BYTES: usize = 64 << 10;
+
+/// Whether all connections together may buffer more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Supply {
+    Ample,
+    Short,
+}
 
 /// What becomes of a connection after it was served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,8 +84,11 @@ pub(super) struct Connection<S> {
     /// acknowledged to it: they differ while something is missing before it.
     received_up_to: Option<u32>,
     acknowledged: Option<u32>,
-    /// The rings may have pages.
-    has_pages: bool,
+    /// Bytes in the rings as of the last look.
+    queued: usize,
+    /// Bytes that have passed through the rings since their pages were given back.
+    passed: usize,
+    given_back_at: Tick,
     last_active: Tick,
 }
 
@@ -131,7 +150,9 @@ impl<S: Stream> Connection<S> {
             handshaking: true,
             received_up_to: None,
             acknowledged: None,
-            has_pages: false,
+            queued: 0,
+            passed: 0,
+            given_back_at: now.tick(),
             last_active: now.tick(),
         })
     }
@@ -141,6 +162,25 @@ impl<S: Stream> Connection<S> {
         self.readiness.readable |= readiness.readable;
         self.readiness.writable |= readiness.writable;
         self.readiness.hangup |= readiness.hangup;
+    }
+
+    /// Whether a segment with data is to be dropped because buffers are short and this connection
+    /// has its share. The inside sends it again, more slowly.
+    pub(super) fn exceeds_share(&mut self, segment: &Segment) -> bool {
+        segment.length > 0 && self.socket.with(|socket| socket.recv_queue()) >= SHARE_BYTES
+    }
+
+    /// How many bytes are in the rings more than at the last look; negative if less.
+    pub(super) fn queued_since(&mut self) -> isize {
+        let queued = self.socket.with(|socket| socket.recv_queue() + socket.send_queue());
+        let grown = queued as isize - self.queued as isize;
+        self.queued = queued;
+        grown
+    }
+
+    /// Bytes in the rings as of the last look.
+    pub(super) fn queued(&self) -> usize {
+        self.queued
     }
 
     /// Gives the socket a segment from inside.
@@ -163,7 +203,7 @@ impl<S: Stream> Connection<S> {
         if self.received_up_to.is_none_or(is_newer) {
             self.received_up_to = Some(end);
         }
-        self.active(now);
+        self.active(now, 0);
         link.begin_flow(self.peer_segment);
         self.socket
             .with_set(|set| interface.poll_ingress_single(now.instant(), &mut link.port(Some(packet)), set));
@@ -244,15 +284,16 @@ impl<S: Stream> Connection<S> {
         interface: &mut Interface,
         link: &mut Transmitter<F>,
         now: Now,
+        supply: Supply,
     ) -> Fate {
         self.note_established();
         self.limit_closing();
         let mut moved = 0;
         loop {
             let outward = self.move_outward();
-            let inward = self.move_inward();
+            let inward = self.move_inward(supply);
             if outward + inward > 0 {
-                self.active(now);
+                self.active(now, outward + inward);
             }
             self.send(interface, link, now);
             moved += outward + inward;
@@ -266,7 +307,7 @@ impl<S: Stream> Connection<S> {
         if self.has_ended() {
             return Fate::Ended;
         }
-        let idle_at = self.give_back_when_idle(now);
+        let idle_at = self.give_back(now);
         let poll_at = self.socket.with_set(|set| interface.poll_at(now.instant(), set)).map(tick_at_or_after);
         Fate::Wait([idle_at, poll_at].into_iter().flatten().min())
     }
@@ -316,10 +357,11 @@ impl<S: Stream> Connection<S> {
     }
 
     /// From the host to the inside, up to [`CHUNK_BYTES`]. Returns how many bytes went.
-    fn move_inward(&mut self) -> usize {
+    fn move_inward(&mut self, supply: Supply) -> usize {
         let mut moved = 0;
         while moved < CHUNK_BYTES && self.readiness.readable && !self.host_ended && !self.host_failed {
-            if !self.socket.with(|socket| socket.can_send()) {
+            let (can_send, queued) = self.socket.with(|socket| (socket.can_send(), socket.send_queue()));
+            if !can_send || (supply == Supply::Short && queued >= SHARE_BYTES) {
                 break;
             }
             let (stream, hangup) = (&mut self.stream, self.readiness.hangup);
@@ -396,26 +438,30 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    fn active(&mut self, now: Now) {
-        self.has_pages = true;
+    fn active(&mut self, now: Now, bytes: usize) {
+        self.passed += bytes;
         self.last_active = now.tick();
     }
 
-    /// Returns when to look again, if the rings may still have pages then.
-    fn give_back_when_idle(&mut self, now: Now) -> Option<Tick> {
-        if !self.has_pages {
+    /// Gives the pages of empty rings back: after a pause, and in between once enough has passed,
+    /// as a ring is walked round by whatever little goes through it. Returns when to look again.
+    fn give_back(&mut self, now: Now) -> Option<Tick> {
+        if self.passed == 0 {
             return None;
         }
         let idle_at = self.last_active + IDLE_MS;
-        if now.tick() < idle_at {
+        let is_idle = now.tick() >= idle_at;
+        let is_walked = self.passed >= WALKED_BYTES && now.tick() >= self.given_back_at + WALK_MS;
+        if !is_idle && !is_walked {
             return Some(idle_at);
         }
         // What is held out of order does not show in the socket's queues.
         let is_whole = self.received_up_to == self.acknowledged;
         if is_whole && self.socket.discard_empty() {
-            self.has_pages = false;
+            self.passed = 0;
+            self.given_back_at = now.tick();
         }
-        None
+        (!is_idle).then_some(idle_at)
     }
 
     /// Ends the outer connection as the inner one ended.

@@ -42,7 +42,7 @@ use crate::frame::{self, PROTOCOL_TCP, Packet, Segment, Transport};
 use crate::slab::GENERATION_MASK;
 use crate::sys::ring::Arena;
 use crate::wheel::{Tick, Wheel};
-use connection::{Connection, Fate};
+use connection::{Connection, Fate, Supply};
 
 /// SYNs to the inside that may wait for their answer. More could overflow a server's backlog,
 /// and a SYN that is dropped there costs its client a second.
@@ -159,6 +159,8 @@ pub struct Tcp<S> {
     live: usize,
     connecting: usize,
     handshakes: usize,
+    /// Bytes in all rings.
+    queued: usize,
 }
 
 struct Place<S> {
@@ -213,6 +215,7 @@ impl<S: Stream> Tcp<S> {
             live: 0,
             connecting: 0,
             handshakes: 0,
+            queued: 0,
         }
     }
 
@@ -274,6 +277,10 @@ impl<S: Stream> Tcp<S> {
             // The SYN again, or something that cannot come before its answer.
             Phase::Connecting { .. } => {}
             Phase::Joined(joined) => {
+                if self.queued >= self.limits.buffer_bytes && joined.connection.exceeds_share(segment) {
+                    link.counters.limited += 1;
+                    return;
+                }
                 joined.connection.receive(&mut self.interface, link, now, packet.bytes, segment);
                 self.mark(index);
             }
@@ -428,7 +435,10 @@ impl<S: Stream> Tcp<S> {
         let Some(Flow { phase: Phase::Joined(joined), .. }) = &mut place.flow else {
             return;
         };
-        let fate = joined.connection.serve(&mut self.interface, link, now);
+        let is_short = self.queued >= self.limits.buffer_bytes;
+        let supply = if is_short { Supply::Short } else { Supply::Ample };
+        let fate = joined.connection.serve(&mut self.interface, link, now, supply);
+        self.queued = self.queued.saturating_add_signed(joined.connection.queued_since());
         if joined.handshake.is_some() && joined.connection.is_established() {
             joined.handshake = None;
             self.handshakes -= 1;
@@ -449,6 +459,7 @@ impl<S: Stream> Tcp<S> {
             return;
         };
         self.vacate(index, flow.key);
+        self.queued -= joined.connection.queued();
         self.wheel.set(TRIM_KEY, now.tick() + TRIM_AFTER_MS);
         let Some(handshake) = joined.handshake else {
             joined.connection.finish();
