@@ -60,7 +60,7 @@ pub type Outcome = Result<Exit, CliError>;
 
 /// A rootless container engine in one binary
 #[derive(Parser, Debug)]
-#[command(name = "hostel", version, disable_help_subcommand = true, max_term_width = 100)]
+#[command(name = "hostel", version, max_term_width = 100)]
 struct Cli {
     /// Directory of images, containers and volumes [default: $HOSTEL_ROOT, else $XDG_DATA_HOME/hostel]
     #[arg(long, global = false, value_name = "DIR")]
