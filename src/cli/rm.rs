@@ -3,9 +3,7 @@
 use super::run::lock;
 use super::stop::stop;
 use super::{CliError, Context, Exit, Outcome, each};
-use crate::id::Name;
 use crate::sandbox::idmap::{Facts, choose};
-use crate::store::Store;
 use crate::store::containers::{ContainerError, Containers, Record};
 use crate::supervisor::remove;
 
@@ -91,13 +89,6 @@ pub fn remove_container(
 /// # Errors
 /// When the store cannot be read.
 pub fn remove_anonymous(ctx: &Context, record: &Record) -> Result<(), CliError> {
-    let store = Store::open(&ctx.root)?;
-    let maps = choose(&Facts::gather(), None);
-    for name in &record.anonymous_volumes {
-        let Ok(name) = name.parse::<Name>() else { continue };
-        let users = || super::volume::users(&store, &name);
-        // In use by another container, or gone: both leave nothing to do.
-        let _ = store.remove_volume(&name, users, |path| remove::tree(path, &maps));
-    }
+    remove::anonymous_volumes(&ctx.root, record, &choose(&Facts::gather(), None))?;
     Ok(())
 }

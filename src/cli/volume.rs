@@ -318,11 +318,7 @@ fn remove_one(store: &Store, name: &Name) -> Result<(), StoreError> {
 /// Ids of the containers that use a volume.
 #[must_use]
 pub fn users(store: &Store, name: &Name) -> Vec<String> {
-    let containers = Containers::new(store.root());
-    let ids = containers.ids().unwrap_or_default();
-    let records = ids.iter().filter_map(|id| containers.record(id).ok());
-    let using = records.filter(|record| record.volumes.iter().any(|volume| volume == name.as_str()));
-    using.map(|record| record.id.to_string()).collect()
+    Containers::new(store.root()).users_of_volume(name)
 }
 
 fn prune(ctx: &Context, args: &PruneArgs) -> Outcome {

@@ -70,9 +70,13 @@ impl Options {
 /// Which mount failed, and why.
 pub fn apply(root: &Root, mount: &Mount) -> Staged<()> {
     let destination = mount.destination();
-    let options = Options::parse(mount.options().as_deref().unwrap_or_default());
+    let mut options = Options::parse(mount.options().as_deref().unwrap_or_default());
     let kind = mount.typ().as_deref().unwrap_or("none");
     let source = mount.source().as_deref();
+    if let Some(source) = source.filter(|_| !matches!(kind, "bind" | "none" | "cgroup" | "cgroup2")) {
+        // Only a name, which /proc/mounts shows, and by which programs tell such mounts.
+        options.data.push(("source".to_owned(), Some(source.to_string_lossy().into_owned())));
+    }
     let what = |detail: &str| format!("cannot mount {detail} on {}", destination.display());
     match kind {
         "bind" | "none" => {

@@ -218,6 +218,12 @@ impl Containers {
         Self { dir: root.join("containers") }
     }
 
+    /// The store's directory.
+    #[must_use]
+    pub fn store_root(&self) -> &Path {
+        self.dir.parent().unwrap_or(Path::new("/"))
+    }
+
     /// The directory of one container.
     #[must_use]
     pub fn path(&self, id: &ContainerId) -> PathBuf {
@@ -513,6 +519,15 @@ impl Containers {
         Ok(grave)
     }
 
+    /// Ids of the containers that use a volume.
+    #[must_use]
+    pub fn users_of_volume(&self, name: &Name) -> Vec<String> {
+        let ids = self.ids().unwrap_or_default();
+        let records = ids.iter().filter_map(|id| self.record(id).ok());
+        let using = records.filter(|record| record.volumes.iter().any(|volume| volume == name.as_str()));
+        using.map(|record| record.id.to_string()).collect()
+    }
+
     /// Directories that a killed command left half made or half removed.
     ///
     /// # Errors
@@ -523,8 +538,16 @@ impl Containers {
         for entry in entries.flatten() {
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
-            if name.starts_with(".rm-") || (name.starts_with(".new-") && is_abandoned(&entry.path())) {
+            if name.starts_with(".rm-") {
                 found.push(entry.path());
+            } else if let Some(id) = name.strip_prefix(".new-")
+                && is_abandoned(&entry.path())
+            {
+                // So that it is still known for what it is if its removal is killed halfway.
+                let grave = self.dir.join(format!(".rm-{id}"));
+                if fs::rename(entry.path(), &grave).is_ok() {
+                    found.push(grave);
+                }
             }
         }
         Ok(found)

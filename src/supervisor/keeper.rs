@@ -628,6 +628,9 @@ impl Keeper {
         self.let_server_finish(removed.is_some());
         if let Some(grave) = removed {
             remove::tree(&grave, &self.parts.maps).map_err(io::Error::other)?;
+            let root = self.parts.containers.store_root();
+            remove::anonymous_volumes(root, &self.parts.record, &self.parts.maps)
+                .map_err(io::Error::other)?;
         }
         Ok(())
     }

@@ -12,8 +12,10 @@ use std::path::Path;
 
 use nix::unistd::{Gid, Uid, setresgid, setresuid};
 
-use crate::id::ContainerId;
+use crate::id::{ContainerId, Name};
 use crate::sandbox::idmap::IdMaps;
+use crate::store::containers::{Containers, Record};
+use crate::store::{Store, StoreError};
 use crate::sys;
 use crate::sys::process::{Ended, Fork};
 
@@ -33,6 +35,24 @@ pub fn stale_socket(id: &ContainerId) {
     if let Ok(dir) = super::socket_dir() {
         let _ = fs::remove_file(dir.join(&id.as_str()[..super::SOCKET_ID_LEN])); // mostly there is none
     }
+}
+
+/// Removes the volumes that were made for the container alone; it is gone itself already.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn anonymous_volumes(root: &Path, record: &Record, maps: &IdMaps) -> Result<(), StoreError> {
+    if record.anonymous_volumes.is_empty() {
+        return Ok(());
+    }
+    let store = Store::open(root)?;
+    let containers = Containers::new(root);
+    for name in &record.anonymous_volumes {
+        let Ok(name) = name.parse::<Name>() else { continue };
+        // In use by another container, or gone: both leave nothing to do.
+        let _ = store.remove_volume(&name, || containers.users_of_volume(&name), |path| tree(path, maps));
+    }
+    Ok(())
 }
 
 /// As the caller: enough unless ids of a range own something.

@@ -64,7 +64,9 @@ fn a_container_that_cleared_its_death_signal_is_ended_too() {
     for pid in engine_pids(&h, "stubborn") {
         let _ = kill(pid, Signal::SIGKILL);
     }
-    h.run("ps -a --format '{{.State}}'").ok().stdout("exited\n");
+    eventually("the container is seen as ended", || {
+        h.run("ps -a --format '{{.State}}'").ok().stdout == "exited\n"
+    });
     eventually("its first process is gone", || kill(init, None).is_err());
     h.run("rm stubborn").ok();
 }

@@ -300,7 +300,9 @@ fn version_and_info() {
     let info: serde_json::Value = serde_json::from_str(&h.run("info --format json").ok().out()).unwrap();
     assert_eq!(info["Containers"], 0);
     h.run("info").ok().has(&h.root().to_string_lossy());
+    h.run("--help").ok().has("run");
     h.run("help").ok().has("run");
+    h.run("run --help").ok().has("--publish");
     h.run("nosuchverb").code(1).stderr_has("nosuchverb");
 }
 

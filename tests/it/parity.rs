@@ -36,7 +36,7 @@ const ROWS: [(&str, Answer); 38] = [
     ("run --rm --tmpfs /t:size=1m busybox sh -c 'grep -c \" /t tmpfs\" /proc/mounts'", Podman),
     ("run --rm --read-only busybox touch /x", Podman),
     ("run --rm --network none busybox ls /sys/class/net", Podman),
-    ("run --rm --add-host db:10.1.2.3 busybox grep db /etc/hosts", Podman),
+    ("run --rm --add-host db:10.1.2.3 busybox grep -w db /etc/hosts", Podman),
     ("run --rm -v data:/d busybox sh -c 'echo kept > /d/f'", Podman),
     ("run --rm -v data:/d busybox cat /d/f", Podman),
     ("volume ls -q", Podman),
