@@ -6,7 +6,8 @@
 //!
 //! The command runs as root of a new user namespace, in a new network namespace whose only way
 //! out is this process. Options: `-p [ADDRESS:]PORT:CONTAINER_PORT[/udp]` (repeated),
-//! `--host-loopback all|PORT[,PORT]`, `--dns ADDRESS[:PORT]`, `--mtu BYTES`. What was published
+//! `--host-loopback all|PORT[,PORT]`, `--dns ADDRESS[:PORT]`, `--mtu BYTES`, `--ring BYTES` (the
+//! largest TCP buffer). What was published
 //! is told on standard error.
 
 use std::error::Error;
@@ -141,6 +142,7 @@ fn parse(arguments: &[String]) -> Result<Options, Failure> {
                     .or_else(|_| value.parse().map(|ip: IpAddr| SocketAddr::new(ip, 53)))?;
                 config.resolver = Resolver::Servers(vec![server]);
             }
+            "--ring" => config.limits.ring_bytes = value.parse()?,
             "--mtu" => config.mtu_bytes = value.parse()?,
             _ => return Err(format!("unknown option {option}").into()),
         }

@@ -227,7 +227,9 @@ impl Gateway {
             Token::Stop => {}
             Token::Tun => self.read_device(now),
             Token::Flow(id) => self.tcp.ready(&mut self.link, now, id, event.readiness),
-            Token::Udp(id) => self.udp.mapping_ready(&mut self.link, now.tick(), id),
+            Token::Udp(id) => {
+                self.udp.mapping_ready(&mut self.link, now.tick(), id, event.readiness);
+            }
             Token::Listener(index) => {
                 if let Some(Some(listener)) = self.listeners.get_mut(index as usize) {
                     listener.may_have_clients = true;

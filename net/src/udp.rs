@@ -16,13 +16,16 @@ use std::sync::Arc;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
 
+use crate::compose::{Route, udp_header};
 use crate::config::Limits;
 use crate::device::{FrameSink, Transmitter, Unreachable};
+use crate::frame::{PROTOCOL_UDP, UDP_HEADER_BYTES};
 use crate::policy::Policy;
 use crate::poll::{Poller, Token, Trigger};
 use crate::publish::Bound;
 use crate::slab::{EntryId, Slab};
-use crate::sys::datagram::{Inbox, Received};
+use crate::sys::datagram::{Inbox, Received, take_icmp_error};
+use crate::tcp::Readiness;
 use crate::wheel::{Tick, Wheel};
 
 /// How long a mapping lives after its last datagram: while nothing has come back, and afterwards.
@@ -38,6 +41,9 @@ const CLIENTS_MAX: usize = 8_192;
 
 /// Batches that are read from one socket for one event.
 const BATCHES_MAX: usize = 4;
+
+/// ICMP errors that are read from one socket for one event.
+const ERRORS_MAX: usize = 16;
 
 /// Datagrams that leave in one system call, and their bytes: what the kernel cuts up
 /// (UDP_MAX_SEGMENTS in older ones; 64 KiB less headers).
@@ -271,6 +277,12 @@ impl Udp {
         };
         let socket = UdpSocket::bind(SocketAddr::new(any, 0)).map_err(|error| undelivered(&error))?;
         prepare(&socket);
+        // Without it nobody tells the inside of a closed port.
+        if inside.is_ipv4() {
+            _ = setsockopt(&socket, sockopt::Ipv4RecvErr, &true);
+        } else {
+            _ = setsockopt(&socket, sockopt::Ipv6RecvErr, &true);
+        }
         let id = self.mappings.next_id();
         socket
             .set_nonblocking(true)
@@ -283,7 +295,16 @@ impl Udp {
     }
 
     /// Hands in what has arrived at a mapping.
-    pub(crate) fn mapping_ready<S: FrameSink>(&mut self, link: &mut Transmitter<S>, now: Tick, id: EntryId) {
+    pub(crate) fn mapping_ready<S: FrameSink>(
+        &mut self,
+        link: &mut Transmitter<S>,
+        now: Tick,
+        id: EntryId,
+        readiness: Readiness,
+    ) {
+        if readiness.hangup {
+            self.pass_errors_on(link, id);
+        }
         let Some(mapping) = self.mappings.get_mut(id) else {
             return;
         };
@@ -306,6 +327,23 @@ impl Udp {
             }
         }
         link.depart();
+    }
+
+    /// Tells the inside of the ICMP errors that its datagrams met. The datagrams are gone; what an
+    /// error quotes of one is made from its addresses.
+    fn pass_errors_on<S: FrameSink>(&mut self, link: &mut Transmitter<S>, id: EntryId) {
+        for _ in 0..ERRORS_MAX {
+            let Some(mapping) = self.mappings.get_mut(id) else { return };
+            let Some(error) = take_icmp_error(&mapping.socket) else { return };
+            let inside = mapping.inside;
+            let Some(outside) = self.policy.answer_inside(error.to) else { continue };
+            let mut header = [0; UDP_HEADER_BYTES];
+            udp_header(&mut header, inside.port(), outside.port(), 0, 0);
+            let route = Route { source: inside.ip(), destination: outside.ip() };
+            let Some(quoted) = route.packet(PROTOCOL_UDP, &header) else { return };
+            let undelivered = undelivered(&io::Error::from_raw_os_error(error.errno));
+            self.tell(link, (inside, outside), &quoted, undelivered);
+        }
     }
 
     /// Hands in what clients have sent to a published port.
@@ -508,6 +546,17 @@ fn send_all(socket: BorrowedFd<'_>, way: Way, bytes: &[u8], segment_bytes: usize
 }
 
 fn send_one(socket: BorrowedFd<'_>, way: Way, payload: &[u8], train: Option<u16>) -> io::Result<()> {
+    match try_send(socket, way, payload, train) {
+        // It may be an ICMP error about an earlier datagram, perhaps to somebody else: each is
+        // reported once.
+        Err(nix::Error::ECONNREFUSED | nix::Error::EHOSTUNREACH | nix::Error::ENETUNREACH) => {
+            Ok(try_send(socket, way, payload, train)?)
+        }
+        result => Ok(result?),
+    }
+}
+
+fn try_send(socket: BorrowedFd<'_>, way: Way, payload: &[u8], train: Option<u16>) -> nix::Result<()> {
     let v4_info;
     let v6_info;
     let mut control = Vec::new();

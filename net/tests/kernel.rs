@@ -487,12 +487,22 @@ fn the_udp_mapping_is_a_full_cone() {
     );
 }
 
+/// Closed by policy, and closed on the host.
 #[test]
 fn a_closed_udp_port_is_told() {
+    closed_udp_port_is_told("a_closed_udp_port_is_told", HostLoopback::Closed);
+}
+
+#[test]
+fn a_udp_port_that_is_closed_outside_is_told() {
+    closed_udp_port_is_told("a_udp_port_that_is_closed_outside_is_told", HostLoopback::All);
+}
+
+fn closed_udp_port_is_told(test: &str, host_loopback: HostLoopback) {
     let mut world = World::new();
-    world.config.host_loopback = HostLoopback::Closed;
+    world.config.host_loopback = host_loopback;
     world.run(
-        "a_closed_udp_port_is_told",
+        test,
         |_, _| {},
         |_, config| {
             for ip in [V4, V6] {

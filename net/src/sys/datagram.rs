@@ -110,8 +110,74 @@ impl Inbox {
     }
 }
 
+/// An ICMP error that a socket with IP_RECVERR or IPV6_RECVERR has received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct IcmpError {
+    /// Where the datagram had gone.
+    pub(crate) to: SocketAddr,
+    /// The error as a system call would report it.
+    pub(crate) errno: i32,
+}
+
+/// Takes the oldest error from a socket's queue.
+pub(crate) fn take_icmp_error(socket: impl AsFd) -> Option<IcmpError> {
+    // SAFETY: plain old data, for which all zeroes is a valid value.
+    let mut name: libc::sockaddr_storage = unsafe { zeroed() };
+    // SAFETY: the same; null pointers with zero lengths.
+    let mut header: libc::msghdr = unsafe { zeroed() };
+    let mut control: Control = [0; 16];
+    header.msg_name = (&raw mut name).cast();
+    header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    header.msg_control = (&raw mut control).cast();
+    header.msg_controllen = size_of::<Control>() as _;
+    // SAFETY: the header's pointers lead to the variables above, with their true lengths; the
+    // datagram itself is cut off for want of room.
+    let result = unsafe {
+        libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT)
+    };
+    if result < 0 {
+        return None;
+    }
+    let mut error = None;
+    for_each_control(&header, |level, kind, data, holds| {
+        let is_error =
+            matches!((level, kind), (libc::SOL_IP, libc::IP_RECVERR) | (libc::SOL_IPV6, libc::IPV6_RECVERR));
+        if is_error && holds(size_of::<libc::sock_extended_err>()) {
+            // SAFETY: the message holds a whole sock_extended_err, perhaps not aligned for it.
+            error = Some(unsafe { ptr::read_unaligned(data.cast::<libc::sock_extended_err>()) });
+        }
+    });
+    Some(IcmpError { to: socket_address(&name)?, errno: error?.ee_errno as i32 })
+}
+
 /// Notes what the control messages of a header that recvmmsg has filled say.
 fn read_controls(header: &libc::msghdr, summary: &mut Summary) {
+    for_each_control(header, |level, kind, data, holds| match (level, kind) {
+        (libc::IPPROTO_IP, libc::IP_PKTINFO) if holds(size_of::<libc::in_pktinfo>()) => {
+            // SAFETY: the message holds a whole in_pktinfo, perhaps not aligned for it.
+            let info = unsafe { ptr::read_unaligned(data.cast::<libc::in_pktinfo>()) };
+            summary.sent_to = Some(Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into());
+        }
+        (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if holds(size_of::<libc::in6_pktinfo>()) => {
+            // SAFETY: the message holds a whole in6_pktinfo, perhaps not aligned for it.
+            let info = unsafe { ptr::read_unaligned(data.cast::<libc::in6_pktinfo>()) };
+            summary.sent_to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+        }
+        (libc::SOL_UDP, libc::UDP_GRO) if holds(size_of::<libc::c_int>()) => {
+            // SAFETY: the message holds a whole int, perhaps not aligned for it.
+            let size = unsafe { ptr::read_unaligned(data.cast::<libc::c_int>()) };
+            summary.segment_bytes = usize::try_from(size).ok().filter(|&size| size > 0);
+        }
+        _ => {}
+    });
+}
+
+/// Calls `f` with the level, the type and the data of each control message of a header that
+/// recvmsg has filled, and a function that tells whether there are so many bytes of data.
+fn for_each_control(
+    header: &libc::msghdr,
+    mut f: impl FnMut(libc::c_int, libc::c_int, *const u8, &dyn Fn(usize) -> bool),
+) {
     // SAFETY: the header's control buffer is an array of the caller's, with the length that the
     // kernel has set.
     let mut control = unsafe { libc::CMSG_FIRSTHDR(header) };
@@ -122,24 +188,7 @@ fn read_controls(header: &libc::msghdr, summary: &mut Summary) {
         let data = unsafe { libc::CMSG_DATA(control) };
         // SAFETY: CMSG_LEN only computes.
         let holds = |bytes: usize| cmsg_len >= unsafe { libc::CMSG_LEN(bytes as u32) } as _;
-        match (cmsg_level, cmsg_type) {
-            (libc::IPPROTO_IP, libc::IP_PKTINFO) if holds(size_of::<libc::in_pktinfo>()) => {
-                // SAFETY: the message holds a whole in_pktinfo, perhaps not aligned for it.
-                let info = unsafe { ptr::read_unaligned(data.cast::<libc::in_pktinfo>()) };
-                summary.sent_to = Some(Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into());
-            }
-            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if holds(size_of::<libc::in6_pktinfo>()) => {
-                // SAFETY: the message holds a whole in6_pktinfo, perhaps not aligned for it.
-                let info = unsafe { ptr::read_unaligned(data.cast::<libc::in6_pktinfo>()) };
-                summary.sent_to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
-            }
-            (libc::SOL_UDP, libc::UDP_GRO) if holds(size_of::<libc::c_int>()) => {
-                // SAFETY: the message holds a whole int, perhaps not aligned for it.
-                let size = unsafe { ptr::read_unaligned(data.cast::<libc::c_int>()) };
-                summary.segment_bytes = usize::try_from(size).ok().filter(|&size| size > 0);
-            }
-            _ => {}
-        }
+        f(cmsg_level, cmsg_type, data, &holds);
         // SAFETY: both belong to the same buffer.
         control = unsafe { libc::CMSG_NXTHDR(header, control) };
     }
@@ -171,6 +220,17 @@ mod tests {
     use super::*;
     use nix::sys::socket::{setsockopt, sockopt};
     use std::net::UdpSocket;
+
+    #[test]
+    fn icmp_errors_name_the_destination() {
+        let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        setsockopt(&sender, sockopt::Ipv4RecvErr, &true).unwrap();
+        sender.send_to(b"hello", closed).unwrap();
+        let expected = IcmpError { to: closed, errno: libc::ECONNREFUSED };
+        assert_eq!(take_icmp_error(&sender), Some(expected));
+        assert_eq!(take_icmp_error(&sender), None);
+    }
 
     #[test]
     fn batches_are_received_again_and_again() {

@@ -8,8 +8,8 @@ use smoltcp::time::Duration;
 
 use super::{FlowKey, Readiness, Stream, segment_of, without_payload};
 use crate::clock::{self, Now, tick_at_or_after};
-use crate::device::{FrameSink, Transmitter};
-use crate::frame::Segment;
+use crate::device::{FrameSink, PACKET_BYTES_MAX, Transmitter};
+use crate::frame::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, Segment, TCP_HEADER_BYTES};
 use crate::sys::ring::{Arena, RingSocket};
 use crate::wheel::Tick;
 
@@ -34,9 +34,12 @@ const WALKED_BYTES: usize = 128 << 10;
 /// Bytes that one flow may move each way in one turn, so that the others get theirs.
 const TURN_BYTES: usize = 2 << 20;
 
-/// Bytes that are read from the host before the socket is let send: they are still in the cache
-/// when they are copied.
-const CHUNK_BYTES: usize = 256 << 10;
+/// Packets whose data is read from the host before the socket is let send: it is still in the
+/// cache then. Whole ones, as the rest would go in a small packet of its own.
+const CHUNK_PACKETS: usize = 4;
+
+/// The headers of a packet: a TCP header with its time stamps.
+const TCP_BYTES: usize = TCP_HEADER_BYTES + 12;
 
 /// The MSS of a peer that names none (RFC 9293, 3.7.1), and the least that smoltcp believes.
 const SEGMENT_DEFAULT: u16 = 536;
@@ -84,6 +87,8 @@ pub(super) struct Connection<S> {
     /// acknowledged to it: they differ while something is missing before it.
     received_up_to: Option<u32>,
     acknowledged: Option<u32>,
+    /// Bytes that are read from the host at once.
+    chunk_bytes: usize,
     /// Bytes in the rings as of the last look.
     queued: usize,
     /// Bytes that have passed through the rings since their pages were given back.
@@ -105,7 +110,7 @@ impl<S: Stream> Connection<S> {
         syn: &[u8],
         stream: S,
     ) -> io::Result<Self> {
-        let mut this = Self::new(arena, ring_bytes, now, stream)?;
+        let mut this = Self::new(arena, ring_bytes, now, key, stream)?;
         let listening = this.socket.with(|socket| {
             configure(socket);
             socket.listen(key.outside)
@@ -128,7 +133,7 @@ impl<S: Stream> Connection<S> {
         key: FlowKey,
         stream: S,
     ) -> io::Result<Self> {
-        let mut this = Self::new(arena, ring_bytes, now, stream)?;
+        let mut this = Self::new(arena, ring_bytes, now, key, stream)?;
         let connecting = this.socket.with(|socket| {
             configure(socket);
             socket.connect(interface.context(), key.inside, key.outside)
@@ -137,7 +142,8 @@ impl<S: Stream> Connection<S> {
         Ok(this)
     }
 
-    fn new(arena: &Arena, ring_bytes: usize, now: Now, stream: S) -> io::Result<Self> {
+    fn new(arena: &Arena, ring_bytes: usize, now: Now, key: FlowKey, stream: S) -> io::Result<Self> {
+        let ip_bytes = if key.inside.is_ipv6() { IPV6_HEADER_BYTES } else { IPV4_HEADER_BYTES };
         Ok(Self {
             socket: RingSocket::new(arena, ring_bytes)?,
             stream,
@@ -150,6 +156,7 @@ impl<S: Stream> Connection<S> {
             handshaking: true,
             received_up_to: None,
             acknowledged: None,
+            chunk_bytes: CHUNK_PACKETS * (PACKET_BYTES_MAX - ip_bytes - TCP_BYTES),
             queued: 0,
             passed: 0,
             given_back_at: now.tick(),
@@ -356,18 +363,19 @@ impl<S: Stream> Connection<S> {
         moved
     }
 
-    /// From the host to the inside, up to [`CHUNK_BYTES`]. Returns how many bytes went.
+    /// From the host to the inside, up to a chunk. Returns how many bytes went.
     fn move_inward(&mut self, supply: Supply) -> usize {
         let mut moved = 0;
-        while moved < CHUNK_BYTES && self.readiness.readable && !self.host_ended && !self.host_failed {
+        while moved < self.chunk_bytes && self.readiness.readable && !self.host_ended && !self.host_failed {
             let (can_send, queued) = self.socket.with(|socket| (socket.can_send(), socket.send_queue()));
             if !can_send || (supply == Supply::Short && queued >= SHARE_BYTES) {
                 break;
             }
             let (stream, hangup) = (&mut self.stream, self.readiness.hangup);
+            let rest = self.chunk_bytes - moved;
             let outcome = self.socket.with(|socket| {
                 socket.send(|room| {
-                    let length = room.len().min(CHUNK_BYTES);
+                    let length = room.len().min(rest);
                     let read = stream.read(&mut room[..length]);
                     let short = matches!(read, Ok(count) if count < length);
                     (read.as_ref().map_or(0, |&count| count), (read, short))
