@@ -9,7 +9,7 @@
 //!                 exit.json    written by the keeper when the container has ended
 //!                 log          the container's output, a JSON object a line
 //! containers/mnt/{lower,root}  empty: mount points, the same for all, used in namespaces of their own
-//! containers/.new-<id>, .rm-<id>   being made, being removed; left over only by a kill -9
+//! containers/.lock-<id>, .new-<id>, .rm-<id>   being made, being removed; left over only by a kill -9
 //! ```
 //!
 //! Liveness is the lock and nothing else, so a reused pid cannot fool it. The lock is asked for
@@ -260,15 +260,13 @@ impl Containers {
                 make_dir(dir)?;
             }
         }
+        // Held until the container is visible: whoever finds it unlocked may remove all of this.
+        let gate = self.dir.join(format!(".lock-{}", record.id));
+        let lock = locked_file(&self.dir, &gate).map_err(io_error("lock", &gate))?;
         make_dir(&staging)?;
         let undo = Undo(Some(staging.clone()));
-        // Held until the container is visible: whoever finds this file unlocked may remove all of it,
-        // so it is locked before it gets the name by which it is found.
-        let (unnamed, named) = (staging.join("lock.new"), staging.join("lock"));
-        let lock = File::create(&unnamed).map_err(io_error("create", &unnamed))?;
-        fcntl(&lock, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK)))
-            .map_err(|errno| io_error("lock", &unnamed)(errno.into()))?;
-        fs::rename(&unnamed, &named).map_err(io_error("create", &named))?;
+        let named = staging.join("lock");
+        fs::rename(&gate, &named).map_err(io_error("create", &named))?;
         for sub in ["etc", "local", "local/upper", "local/work"] {
             make_dir(&staging.join(sub))?;
         }
@@ -281,6 +279,7 @@ impl Containers {
             return Err(ContainerError::Io { action: "create", path: self.path(&record.id), source });
         }
         undo.disarm();
+        drop(lock);
         Ok(())
     }
 
@@ -294,8 +293,10 @@ impl Containers {
                 Err(source) => return Err(ContainerError::Io { action: "create", path: link, source }),
             }
             let Some(owner) = self.named(name.as_str()) else { continue };
-            let made = self.dir.join(format!(".new-{owner}"));
-            if self.path(&owner).exists() || (made.exists() && !is_abandoned(&made)) {
+            let (gate, made) =
+                (self.dir.join(format!(".lock-{owner}")), self.dir.join(format!(".new-{owner}")));
+            // In this order: one that becomes visible in between is seen by the second question.
+            if !is_abandoned(&gate, &made) || self.path(&owner).exists() {
                 return Err(ContainerError::NameInUse { name: name.clone(), id: owner });
             }
             let _ = fs::remove_file(&link); // its container is gone; whoever is first takes the name
@@ -540,8 +541,12 @@ impl Containers {
             let Some(name) = name.to_str() else { continue };
             if name.starts_with(".rm-") {
                 found.push(entry.path());
+            } else if name.starts_with(".lock-") {
+                if !is_file_locked(&entry.path()).unwrap_or(true) {
+                    let _ = fs::remove_file(entry.path()); // whoever is first; gone is as good
+                }
             } else if let Some(id) = name.strip_prefix(".new-")
-                && is_abandoned(&entry.path())
+                && is_abandoned(&self.dir.join(format!(".lock-{id}")), &entry.path())
             {
                 // So that it is still known for what it is if its removal is killed halfway.
                 let grave = self.dir.join(format!(".rm-{id}"));
@@ -554,17 +559,31 @@ impl Containers {
     }
 }
 
-/// Making a directory and locking a file in it takes microseconds; so long after, nobody is at it.
-const UNLOCKED_AFTER: std::time::Duration = std::time::Duration::from_secs(10);
+/// Whether a half made container has lost its maker, who holds its lock all the time: first beside
+/// the directory, then in it. Asked in this order, a move between the two questions is not missed.
+fn is_abandoned(gate: &Path, staging: &Path) -> bool {
+    let is_held = |path: &Path| is_file_locked(path).unwrap_or(false); // not there: not held
+    !is_held(gate) && !is_held(&staging.join("lock"))
+}
 
-/// Whether a half made container has lost its maker, who holds its lock from the first moments on.
-fn is_abandoned(staging: &Path) -> bool {
-    match is_file_locked(&staging.join("lock")) {
-        Ok(locked) => !locked,
-        Err(_) => fs::metadata(staging)
-            .and_then(|meta| meta.modified())
-            .is_ok_and(|time| time.elapsed().is_ok_and(|age| age > UNLOCKED_AFTER)),
-    }
+/// A new file that is locked before it has a name, so that nobody ever finds it unlocked while its
+/// maker lives. Where the filesystem has no unnamed files it is locked right after it got its name.
+fn locked_file(dir: &Path, name: &Path) -> io::Result<File> {
+    use std::os::fd::AsRawFd as _;
+    let lock = |file: &File| fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))).map(drop);
+    let unnamed =
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(dir);
+    let Ok(unnamed) = unnamed else {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(name)?;
+        lock(&file)?;
+        return Ok(file);
+    };
+    lock(&unnamed)?;
+    // How open(2) says to name it without privilege.
+    let source = PathBuf::from(format!("/proc/self/fd/{}", unnamed.as_raw_fd()));
+    let here = nix::fcntl::AT_FDCWD;
+    nix::unistd::linkat(here, &source, here, name, nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW)?;
+    Ok(unnamed)
 }
 
 /// Whether anybody holds a file's lock; looking takes nothing.
