@@ -14,6 +14,7 @@ use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
@@ -23,6 +24,8 @@ use crate::harness::output;
 
 /// Changes whenever what is made here changes.
 const RECIPE: &str = "7";
+/// Longer than any run of the tests.
+const OLD: Duration = Duration::from_secs(3 * 60 * 60);
 /// Where Debian's busybox-static puts the binary.
 const BUSYBOX: &str = "/bin/busybox";
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -52,6 +55,19 @@ pub(crate) fn once(name: &str, recipe: &str, make: impl FnOnce(&Path)) -> PathBu
     make(&place);
     fs::write(&stamp, recipe).unwrap();
     place
+}
+
+/// Removes what [`once`] made under names that begin so, if that was long ago.
+pub(crate) fn remove_old(prefix: &str) {
+    for entry in fs::read_dir(dir()).unwrap().map(Result::unwrap) {
+        let old = entry
+            .metadata()
+            .and_then(|meta| meta.modified())
+            .is_ok_and(|time| time.elapsed().is_ok_and(|age| age > OLD));
+        if old && entry.file_name().to_string_lossy().starts_with(prefix) {
+            let _ = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
+        }
+    }
 }
 
 /// The docker-archive with `busybox` and its variants; `None` where no static busybox is installed.

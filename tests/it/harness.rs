@@ -524,7 +524,10 @@ fn seed(images: Images) -> Option<PathBuf> {
     };
     let binary = fs::metadata(binary()).unwrap();
     let recipe = format!("{} {:?}", binary.len(), binary.modified().unwrap());
-    let place = fixtures::once(&format!("seed-{images:?}").to_lowercase(), &recipe, |place| {
+    // Named for the build as well: another run, of another build, may be using its own.
+    let name = format!("seed-{images:?}-{}", &fixtures::digest(recipe.as_bytes())[..12]).to_lowercase();
+    let place = fixtures::once(&name, &recipe, |place| {
+        fixtures::remove_old("seed-");
         let mut loader = Hostel::empty();
         loader.env.insert("HOSTEL_ROOT".to_owned(), place.as_os_str().to_owned());
         for archive in archive.into_iter().chain(fixtures::layers_archive()) {

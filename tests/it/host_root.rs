@@ -6,6 +6,23 @@ use std::path::Path;
 use crate::harness::Hostel;
 
 #[test]
+fn the_readmes_first_command_shows_what_it_says() {
+    let h = Hostel::empty();
+    let readme = fs::read_to_string(crate::layering::source_dir().join("README.md")).unwrap();
+    let block = readme.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let script = block.replace("cargo run --release --", "\"$HOSTEL\"");
+    assert_ne!(script, block, "the first command is no cargo run");
+    h.program("sh", &["-c", &script])
+        .cwd(&h.scratch("empty"))
+        .run()
+        .has("I am root, and process 1 here\n")
+        .has(" / fuse ")
+        .has("the host's /tmp has 0 entries in here\n")
+        .has(" /etc/written-inside\n")
+        .stderr_has("/etc/written-inside");
+}
+
+#[test]
 fn the_private_places_are_hidden() {
     let h = Hostel::empty();
     let marker = tempfile::Builder::new().prefix("hostel-visible").tempfile_in("/tmp").unwrap();

@@ -72,7 +72,7 @@ fn unsafe_code_is_in_sys_modules() {
 }
 
 /// The workspace as it is at run time: nextest may have moved it since the build.
-fn source_dir() -> PathBuf {
+pub(crate) fn source_dir() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
