@@ -39,12 +39,16 @@ impl Client {
         Self(keeper)
     }
 
-    /// Sends a request with descriptors.
+    /// Sends a request with descriptors. To a keeper that has just ended it is sent in vain: the
+    /// next [`Self::receive`] tells.
     ///
     /// # Errors
-    /// EPIPE when the keeper is gone.
+    /// As sendmsg(2), or a request that is too long.
     pub fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        control::send(&self.0, request, fds)
+        match control::send(&self.0, request, fds) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other,
+        }
     }
 
     /// Waits for the next answer; `None` when the keeper went away without one.
