@@ -555,7 +555,18 @@ impl Containers {
                 }
             }
         }
+        for grave in &found {
+            self.release_name_of(grave);
+        }
         Ok(found)
+    }
+
+    /// Gives up the name of a container that was killed half made or half removed, if it is still its.
+    fn release_name_of(&self, grave: &Path) {
+        let Ok(record) = read_json::<Record>(&grave.join("record.json")) else { return };
+        if self.named(record.name.as_str()).as_ref() == Some(&record.id) {
+            self.release_name(&record.name);
+        }
     }
 }
 
