@@ -49,6 +49,7 @@ pub mod containers;
 mod content;
 mod lock;
 mod staging;
+mod verify;
 pub mod volumes;
 
 pub use catalog::{Catalog, ImageEntry, NameEntry};
@@ -57,6 +58,7 @@ pub use collect::Collected;
 pub(crate) use content::DIRECT_ALIGNMENT;
 pub use content::{LayerWriter, StoredLayer, chain_id};
 pub use lock::{ContentLock, VolumesLock};
+pub use verify::{Checked, Depth, Mending, Part, Problem, Report};
 pub use volumes::{Volume, VolumeMeta};
 
 /// The layout of the store that this program writes.
