@@ -25,6 +25,7 @@ use oci_spec::runtime::Process;
 
 use super::affinity::Together;
 use super::control::{self, ExecRequest, Reply, Request};
+use super::rest::{Rest, timeout_until};
 use super::server::word;
 use super::{Saved, remove};
 use crate::plan::WriteMode;
@@ -153,6 +154,7 @@ pub fn run(parts: Parts) -> ! {
         failure: None,
         connections: vec![],
         execs: vec![],
+        rest: Rest::after_start(),
         parts,
     };
     let code = match keeper.work() {
@@ -178,6 +180,7 @@ struct Keeper {
     failure: Option<Failure>,
     connections: Vec<Connection>,
     execs: Vec<Exec>,
+    rest: Rest,
 }
 
 impl Keeper {
@@ -189,6 +192,7 @@ impl Keeper {
                 self.serve(token, flags);
             }
             self.after_round();
+            self.rest.take();
         }
         self.finish()
     }
@@ -230,11 +234,8 @@ impl Keeper {
             }
         }
         let mut polled: Vec<_> = wanted.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-        let next = [self.kill_at, self.drain_until].into_iter().flatten().min();
-        let timeout = next.map_or(PollTimeout::NONE, |at| {
-            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-        });
+        let next = [self.kill_at, self.drain_until, self.rest.due()].into_iter().flatten().min();
+        let timeout = next.map_or(PollTimeout::NONE, timeout_until);
         match poll(&mut polled, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),

@@ -42,6 +42,7 @@ pub mod log;
 pub mod peer;
 pub mod pump;
 pub mod remove;
+pub mod rest;
 pub mod server;
 pub mod stream;
 

@@ -14,6 +14,7 @@ use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::{read, write};
 
 use super::log::{Stream, Writer};
+use super::rest::{Rest, timeout_until};
 use super::stream::{self, Kind};
 use crate::sys;
 
@@ -82,6 +83,7 @@ pub struct Pump {
     clients: Vec<Client>,
     log: Writer,
     drained: bool,
+    rest: Rest,
 }
 
 impl Pump {
@@ -109,6 +111,7 @@ impl Pump {
             clients: Vec::new(),
             log,
             drained: false,
+            rest: Rest::after_start(),
         }
     }
 
@@ -154,6 +157,7 @@ impl Pump {
             self.clients.retain(|client| client.open);
             // A full disk costs lines of the log, not the container.
             self.log.flush(false).unwrap_or_default();
+            self.rest.take();
         }
     }
 
@@ -177,7 +181,8 @@ impl Pump {
             wanted.push((Token::Client(index), client.socket.as_fd(), read | write));
         }
         let mut polled: Vec<_> = wanted.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)).collect();
-        while let Err(errno) = poll(&mut polled, PollTimeout::NONE) {
+        let timeout = self.rest.due().map_or(PollTimeout::NONE, timeout_until);
+        while let Err(errno) = poll(&mut polled, timeout) {
             if errno != Errno::EINTR {
                 return Err(errno.into());
             }

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)] // the one place where it is allowed; the crate root denies it
 
 pub mod fd;
+pub mod memory;
 pub mod mount;
 pub mod process;
 pub mod seccomp;
