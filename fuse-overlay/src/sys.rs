@@ -1,7 +1,9 @@
 //! The system calls that neither the standard library nor `nix` offer safely.
 //!
-//! Everything unsafe of this crate is in this file.
+//! Everything unsafe of this crate is in this file and below it.
 #![allow(unsafe_code, reason = "the one module of this crate that calls the kernel directly")]
+
+mod guard;
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -19,13 +21,14 @@ use crate::index::Timestamp;
 /// A read-only shared mapping of a whole file.
 ///
 /// The bytes are as stable as the file: the callers map only files of the store, which are
-/// written once, renamed into place and never changed. A file cut short by someone else would
-/// raise SIGBUS on access to what is gone, so data is read through the mapping only where
-/// [`Mapping::resident`] says that its pages are in memory.
+/// written once, renamed into place and never changed. A file that someone else cuts short reads
+/// as zeros where it was (see [`guard`]).
 #[derive(Debug)]
 pub(crate) struct Mapping {
     address: NonNull<u8>,
     length: usize,
+    /// None of an empty mapping. Dropped after this value's own `drop`, which unmaps.
+    _guard: Option<guard::Guard>,
 }
 
 // SAFETY: the mapping is read-only and owned by this value alone; reading from several threads
@@ -38,7 +41,7 @@ impl Mapping {
     pub(crate) fn new(file: &File, length: usize) -> io::Result<Self> {
         if length == 0 {
             // mmap(2) refuses an empty mapping; a slice of no bytes needs no memory behind it.
-            return Ok(Self { address: NonNull::dangling(), length });
+            return Ok(Self { address: NonNull::dangling(), length, _guard: None });
         }
         let (read, shared, fd) = (libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd());
         // SAFETY: no address is asked for, so no existing mapping is replaced; the descriptor is
@@ -48,7 +51,9 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         let address = NonNull::new(address.cast()).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { address, length })
+        let mut mapping = Self { address, length, _guard: None };
+        mapping._guard = Some(guard::Guard::new(address.addr().get(), length)?);
+        Ok(mapping)
     }
 
     /// Whether every page of `range` is in memory, so that reading it cannot block or fault.
@@ -79,7 +84,8 @@ impl Deref for Mapping {
 
     fn deref(&self) -> &[u8] {
         // SAFETY: address and length are those of a live mapping (or dangling and 0), and the
-        // files mapped are never written (see the type's documentation).
+        // files mapped are never written (see the type's documentation); a page that is gone is
+        // replaced by the guard.
         unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.length) }
     }
 }
@@ -170,6 +176,14 @@ pub(crate) fn get_xattr(file: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>, Er
         // SAFETY: the kernel writes at most as many bytes as the buffer has.
         unsafe { libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
     })
+}
+
+/// Sets an xattr of an open file.
+pub(crate) fn set_xattr(file: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> Result<(), Errno> {
+    let (fd, data, length) = (file.as_raw_fd(), value.as_ptr().cast(), value.len());
+    // SAFETY: the name ends in a NUL, and the kernel reads as many bytes as the value has.
+    let result = unsafe { libc::fsetxattr(fd, name.as_ptr(), data, length, 0) };
+    Errno::result(result).map(drop)
 }
 
 /// The names of an open file's xattrs, each ended by a NUL.

@@ -11,6 +11,8 @@ mod hash;
 mod layout;
 mod merge;
 mod read;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tree;
 
 use std::fs::File;
@@ -145,6 +147,16 @@ impl MergedIndex {
         self.image.verify()
     }
 
+    /// Whether this is, byte for byte, what merging `layers` gives. Together with
+    /// [`LayerIndex::describes`] for each layer it ties a mounted image to its tars. As costly as
+    /// [`merge()`].
+    ///
+    /// # Errors
+    /// Those of [`merge()`].
+    pub fn is_made_of(&self, layers: &[LayerIndex]) -> Result<bool, MergeError> {
+        Ok(merge(layers)?.bytes == self.image.bytes())
+    }
+
     /// How many files, directories and other nodes the image has; hard links count once.
     pub fn entry_count(&self) -> u64 {
         self.image.counts().nodes
@@ -163,6 +175,15 @@ impl MergedIndex {
     pub(crate) fn image(&self) -> &Image {
         &self.image
     }
+}
+
+/// Names that overlay filesystems keep for themselves. Were an image's own shown, the kernel's
+/// overlayfs on top of it would obey them.
+const OVERLAY_XATTRS: [&[u8]; 2] = [b"user.overlay.", b"trusted.overlay."];
+
+/// Whether an xattr of an image must not be shown.
+pub(crate) fn is_overlay_xattr(name: &[u8]) -> bool {
+    OVERLAY_XATTRS.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// A path for messages.

@@ -207,6 +207,15 @@ impl LayerIndex {
         Ok(Self { image })
     }
 
+    /// Whether this is the index of an uncompressed layer, which is read to its end-of-archive
+    /// marker.
+    ///
+    /// # Errors
+    /// As [`index_tar`].
+    pub fn describes<R: Read>(&self, tar: R, limits: &Limits) -> Result<bool, PackError> {
+        Ok(index_tar(tar, limits)?.image.bytes() == self.image.bytes())
+    }
+
     /// How many files, directories and other nodes the layer has; hard links count once.
     pub fn entry_count(&self) -> u64 {
         self.image.counts().nodes

@@ -15,16 +15,12 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use super::attr::{Attr, Entry, FOREVER, Statfs};
 use super::backend::{Answer, At, Backend, Listed, Traits};
 use super::{Ids, ServeError, buffer};
-use crate::index::{Corrupt, Extent, Image, MergedIndex, NodeRecord, ROOT_ID};
+use crate::index::{Corrupt, Extent, Image, MergedIndex, NodeRecord, ROOT_ID, is_overlay_xattr};
 use crate::sys::Mapping;
 
 /// How far ahead a cold read asks the disk to go: small files lie side by side in a tar, and
 /// who reads one usually reads the next.
 const READ_AHEAD_BYTES: i64 = 1 << 20;
-
-/// Names that overlay filesystems keep for themselves. Were an image's own shown, the kernel's
-/// overlayfs on top of this mount would obey them.
-const OVERLAY_XATTRS: [&[u8]; 2] = [b"user.overlay.", b"trusted.overlay."];
 
 /// The packed layers of an image.
 #[derive(Debug)]
@@ -355,10 +351,6 @@ impl Backend for Packed {
         let blocks = self.index.total_size().div_ceil(4096);
         Ok(Statfs { blocks, files, block_size: 4096, ..Statfs::default() })
     }
-}
-
-fn is_overlay_xattr(name: &[u8]) -> bool {
-    OVERLAY_XATTRS.iter().any(|prefix| name.starts_with(prefix))
 }
 
 // The root of a mount is FUSE's node 1, and so it must be in an index.
