@@ -167,7 +167,10 @@ fn overlay(place: &Path, lower: &Path, hybrid: &OsString, durability: &OsString)
         fs::create_dir_all(directory)?;
     }
     let volatile = durability == "volatile";
-    mount::mount_overlay(OverlayMount { lower, upper: &upper, work: &work, volatile }, &merged)?;
+    mount::mount_overlay(
+        OverlayMount { native: None, lower, upper: &upper, work: &work, volatile },
+        &merged,
+    )?;
     Ok(merged)
 }
 

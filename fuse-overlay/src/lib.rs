@@ -4,6 +4,7 @@
 //! it ([`pack`]). The layers of an image are merged once into one immutable index that is mapped,
 //! not loaded ([`index`]), and served from there ([`serve`]) through a mount that an unprivileged
 //! process makes inside its own user namespace ([`mount`]). A directory can be a lower layer too.
+//! What shall be read without FUSE is written out as plain files ([`unpack`]).
 //!
 //! ```text
 //! tar stream --pack::index_tar--> LayerIndex --index::merge--> MergedIndex
@@ -19,3 +20,4 @@ pub mod mount;
 pub mod pack;
 pub mod serve;
 mod sys;
+pub mod unpack;

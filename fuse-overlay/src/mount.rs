@@ -118,6 +118,9 @@ pub fn mount(device: BorrowedFd<'_>, target: &Path, options: &MountOptions) -> R
 pub struct OverlayMount<'a> {
     /// A read-only FUSE mount made by [`mount`], or another directory.
     pub lower: &'a Path,
+    /// Some files of `lower` as plain files, at their paths, which are seen instead of them (see
+    /// [`crate::unpack`]).
+    pub native: Option<&'a Path>,
     /// Where changes go: a directory on a local filesystem.
     pub upper: &'a Path,
     /// An empty directory on the same filesystem as `upper`.
@@ -133,6 +136,10 @@ pub struct OverlayMount<'a> {
 /// this crate's own.
 pub fn mount_overlay(parts: OverlayMount<'_>, target: &Path) -> Result<(), MountError> {
     let mut data = b"userxattr,lowerdir=".to_vec();
+    if let Some(native) = parts.native {
+        escape(native, &mut data);
+        data.push(b':');
+    }
     escape(parts.lower, &mut data);
     data.extend_from_slice(b",upperdir=");
     escape(parts.upper, &mut data);

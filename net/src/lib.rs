@@ -51,9 +51,6 @@ mod counters;
 mod device;
 mod dns;
 mod frame;
-#[cfg(any(test, fuzzing))]
-#[cfg_attr(fuzzing, doc(hidden))]
-pub mod fuzzing;
 mod gateway;
 mod host;
 mod icmp;

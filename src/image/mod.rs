@@ -17,6 +17,7 @@ use oci_spec::image::{Config, ConfigBuilder, ImageConfiguration, Os};
 use serde::{Deserialize, Serialize};
 
 use crate::id::Digest;
+use crate::store::native::Budget;
 use crate::store::{Catalog, ImageEntry, NameEntry, Store, StoreError};
 
 mod archive;
@@ -24,9 +25,9 @@ mod compression;
 mod error;
 mod find;
 mod handed_over;
+mod hot;
 mod ingest;
 mod platform;
-pub mod policy;
 mod reference;
 mod remove;
 mod save;
@@ -151,11 +152,19 @@ fn stored(store: &Store, catalog: &Catalog, reference: &str, id: Digest) -> Resu
         return Err(ImageError::Platform { image: reference.to_owned(), found, host });
     }
     let config = config(store, &id)?;
+    let index = store.merged_index(&entry.layers)?;
+    make_native(store, &entry.layers, &config);
     let root = RootSource::Packed {
-        index: store.merged_index(&entry.layers)?,
+        index,
         layers: entry.layers.iter().map(|layer| store.layer_tar(layer)).collect(),
     };
     Ok(ResolvedImage { name: reference.to_owned(), id: Some(id), config, root })
+}
+
+/// Takes out of an image's layers what is better read as plain files. The image works without:
+/// what fails here (a full disk, mostly) fails again, and is told, where it matters.
+fn make_native(store: &Store, layers: &[Digest], config: &ImageConfiguration) {
+    let _ = store.make_native(layers, Budget::default(), |index, tars| hot::find(index, tars, config));
 }
 
 /// The config of a stored image.
@@ -217,8 +226,6 @@ pub struct Added {
 /// # Errors
 /// The archive is not one, is damaged, or the store fails. Images before the bad one stay.
 pub fn load(store: &Store, file: File, path: &Path) -> Result<Vec<Added>> {
-    let source = Source::DockerArchive { file: path.to_owned() };
-    policy::Policy::of_user()?.check_source(&source, &path.display().to_string())?;
     add_all(store, || Files::archive(store, file, path), Wanted::All)
 }
 
@@ -227,7 +234,6 @@ pub fn load(store: &Store, file: File, path: &Path) -> Result<Vec<Added>> {
 /// # Errors
 /// As [`load`]; the source is a name, which needs a registry, or a directory, which is not stored.
 pub fn pull_source(store: &Store, source: &Source, choice: Choice) -> Result<Vec<Added>> {
-    policy::Policy::of_user()?.check_source(source, &source.to_string())?;
     let wanted = |tag| if choice == Choice::All { Wanted::All } else { Wanted::One(tag) };
     match source {
         Source::OciLayout { directory, tag } => {
@@ -279,6 +285,7 @@ fn add(store: &Store, files: &Files, candidate: Candidate) -> Result<Added> {
         None => store_image(store, files, &candidate)?,
     };
     store.merged_index(&entry.layers)?;
+    make_native(store, &entry.layers, &candidate.configuration);
     let digest = match &candidate.manifest {
         Some((digest, bytes)) => {
             store.put_blob(bytes)?;

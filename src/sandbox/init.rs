@@ -56,6 +56,8 @@ pub struct Enter<'a> {
     pub lower_point: &'a Path,
     /// Where the root is mounted, in this namespace only.
     pub root_point: &'a Path,
+    /// Files of the image that are read from here and not from the server, in hybrid mode.
+    pub native: Option<&'a Path>,
     /// Directory of the writable layer.
     pub local_dir: &'a Path,
     /// How the root is made.
@@ -268,14 +270,25 @@ fn mount_root(enter: &Enter<'_>) -> Staged<Root> {
         let upper = enter.local_dir.join("upper");
         let work = enter.local_dir.join("work");
         match_root(&lower, &upper)?;
-        let parts =
-            fuse_mount::OverlayMount { lower: &lower, upper: &upper, work: &work, volatile: enter.volatile };
-        fuse_mount::mount_overlay(parts, &root)
-            .map_err(|error| Failure::plain(Stage::Overlay, chain(&error)))?;
+        mount_overlay(enter, &lower, &upper, &work)?;
     }
     let opened = open(&root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .during(stage, || "cannot open the container's root".into())?;
     Ok(Root::new(opened))
+}
+
+fn mount_overlay(enter: &Enter<'_>, lower: &Path, upper: &Path, work: &Path) -> Staged<()> {
+    let parts =
+        fuse_mount::OverlayMount { lower, native: enter.native, upper, work, volatile: enter.volatile };
+    let mounted = fuse_mount::mount_overlay(parts, enter.root_point).or_else(|error| match enter.native {
+        // Native files only save time; what they lie on may be no filesystem for a lower layer.
+        Some(_) => {
+            let parts = fuse_mount::OverlayMount { native: None, ..parts };
+            fuse_mount::mount_overlay(parts, enter.root_point)
+        }
+        None => Err(error),
+    });
+    mounted.map_err(|error| Failure::plain(Stage::Overlay, chain(&error)))
 }
 
 /// The upper's own directory is the container's "/": it gets the image's mode and owner.

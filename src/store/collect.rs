@@ -4,10 +4,12 @@
 //! has been removed by force. Everything else in blobs/, layers/, merged/ and tmp/ goes.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::path::Path;
+
+use serde::Deserialize;
 
 use super::containers::{ContainerError, Containers};
 use super::{Result, Store, StoreError, chain_id};
@@ -20,6 +22,18 @@ pub struct Collected {
     pub bytes: u64,
     /// Diff ids of layers that are gone.
     pub layers: Vec<Digest>,
+}
+
+/// The part of a config that a collection needs.
+#[derive(Deserialize)]
+struct Config {
+    rootfs: Rootfs,
+}
+
+#[derive(Deserialize)]
+struct Rootfs {
+    #[serde(default)]
+    diff_ids: Vec<Digest>,
 }
 
 /// Names that stay.
@@ -35,7 +49,10 @@ impl Live {
         self.blobs.insert(config.hex().into());
         self.blobs.extend(layers.iter().map(|layer| OsString::from(layer.hex())));
         self.layers.extend(layers.iter().map(|layer| OsString::from(layer.hex())));
-        self.merged.extend(chain_id(layers).map(|chain| OsString::from(chain.hex())));
+        if let Some(chain) = chain_id(layers) {
+            self.merged.insert(format!("{}{}", chain.hex(), super::seal::SUFFIX).into());
+            self.merged.insert(chain.hex().into());
+        }
     }
 }
 
@@ -58,14 +75,17 @@ impl Store {
             live.blobs.extend(name.digest.iter().map(|digest| OsString::from(digest.hex())));
         }
         for id in self.container_images()?.iter().filter(|id| !catalog.images.contains_key(*id)) {
-            if let Some(layers) = self.layers_of_config(id)? {
-                live.add(id, &layers);
+            let config = self.blob(id)?.and_then(|bytes| serde_json::from_slice::<Config>(&bytes).ok());
+            if let Some(config) = config {
+                live.add(id, &config.rootfs.diff_ids);
             }
         }
         let mut collected = Collected::default();
         // Merged indexes first, layers last: what is left after a kill is whole.
         self.sweep(&self.path("merged"), &live.merged, &mut collected)?;
         self.sweep(&self.path("blobs/sha256"), &live.blobs, &mut collected)?;
+        self.sweep(&self.path("native"), &live.merged, &mut collected)?;
+        self.bury_materialised(&live.merged)?;
         let layers = self.sweep(&self.path("layers"), &live.layers, &mut collected)?;
         collected
             .layers
@@ -77,7 +97,7 @@ impl Store {
     }
 
     /// The images of all containers. A record that cannot be read might name any: then nothing may go.
-    pub(super) fn container_images(&self) -> Result<Vec<Digest>> {
+    fn container_images(&self) -> Result<Vec<Digest>> {
         let containers = Containers::new(&self.root);
         let mut images = Vec::new();
         for id in containers.ids()? {
@@ -99,7 +119,11 @@ impl Store {
         live: &HashSet<OsString>,
         collected: &mut Collected,
     ) -> Result<Vec<OsString>> {
-        let entries = fs::read_dir(directory).map_err(StoreError::io("read", directory))?;
+        let entries = match fs::read_dir(directory) {
+            // Of a store that an older version made.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(StoreError::io("read", directory))?,
+        };
         let mut gone = Vec::new();
         for entry in entries {
             let entry = entry.map_err(StoreError::io("read", directory))?;
@@ -124,6 +148,24 @@ impl Store {
         Ok(gone)
     }
 
+    /// Moves what is written out of images that are not among `live` to where containers leave their
+    /// remains: it may belong to subordinate ids, so whoever has the id maps removes it from there.
+    fn bury_materialised(&self, live: &HashSet<OsString>) -> Result<()> {
+        for entry in fs::read_dir(self.path("materialised")).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let chain = name.to_str().and_then(|name| name.split_once('.')).map_or("", |(chain, _)| chain);
+            if live.contains(OsStr::new(chain)) {
+                continue;
+            }
+            let mut grave = OsString::from(".rm-");
+            grave.push(&name);
+            let path = entry.path();
+            fs::rename(&path, self.path("containers").join(grave))
+                .map_err(StoreError::io("remove", &path))?;
+        }
+        Ok(())
+    }
+
     /// Removes what killed commands left in tmp/, if nobody uses the store at this moment.
     ///
     /// # Errors
@@ -143,11 +185,16 @@ impl Store {
 
 fn directory_bytes(path: &Path) -> u64 {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
+    entries
+        .filter_map(|entry| {
+            let metadata = entry.metadata().ok()?;
+            Some(if metadata.is_dir() { directory_bytes(&entry.path()) } else { metadata.len() })
+        })
+        .sum()
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use std::path::PathBuf;
@@ -157,7 +204,7 @@ pub(super) mod tests {
     use super::*;
 
     /// An image of one layer in the store; gives its id and its layer.
-    pub(in crate::store) fn store_image(store: &Store, name: &str) -> (Digest, Digest) {
+    fn store_image(store: &Store, name: &str) -> (Digest, Digest) {
         let layer = store_layer(store, &small_tar(name, name.as_bytes()));
         let config = format!(r#"{{"rootfs":{{"diff_ids":["{layer}"]}}}}"#);
         let id = store.put_blob(config.as_bytes()).unwrap();

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 
-use fuse_overlay::index::{self, IndexError, Merged, MergedIndex};
+use fuse_overlay::index::{self, IndexError, MergedIndex};
 use fuse_overlay::pack::{self, LayerIndex, Limits};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -104,10 +104,6 @@ impl Store {
         self.path("layers").join(diff_id.hex())
     }
 
-    pub(super) fn layer_index_path(&self, diff_id: &Digest) -> PathBuf {
-        self.layer_directory(diff_id).join("index")
-    }
-
     pub(super) fn merged_path(&self, layers: &[Digest]) -> PathBuf {
         self.path("merged").join(chain_id(layers).unwrap_or_else(empty_chain).hex())
     }
@@ -138,8 +134,8 @@ impl Store {
         Ok(LayerWriter { store: self.clone(), staged, tar, written: 0, mode: WriteMode::Cached })
     }
 
-    /// The merged index of an image whose layers are stored; made where it is missing or of another
-    /// version.
+    /// The merged index of an image whose layers are stored; made where it is missing, of another
+    /// version, or not what it was.
     ///
     /// # Errors
     /// A layer is missing or damaged; files cannot be read or written.
@@ -147,37 +143,29 @@ impl Store {
         let place = self.merged_path(layers);
         if let Ok(file) = File::open(&place) {
             match MergedIndex::open(&file) {
-                Ok(_) => return Ok(place),
+                Ok(_) if self.is_sealed(&place, &file) => return Ok(place),
+                Ok(index) if index.verify().is_ok() => {
+                    self.seal(&place, &file)?;
+                    return Ok(place);
+                }
                 Err(IndexError::Read(source)) => return Err(StoreError::io("read", &place)(source)),
-                Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
         }
-        let merged = self.merge(layers)?;
+        let indexes = layers.iter().map(|layer| self.layer_index(layer)).collect::<Result<Vec<_>>>()?;
+        let merged = index::merge(&indexes).map_err(|source| StoreError::Merge { source })?;
         let staged = self.stage();
         let mut file = create_file(staged.path())?;
         merged.write_to(&mut file).map_err(StoreError::io("write", &place))?;
         file.sync_all().map_err(StoreError::io("sync", &place))?;
         staged.publish(&place)?;
+        self.seal(&place, &file)?;
         Ok(place)
     }
 
-    fn merge(&self, layers: &[Digest]) -> Result<Merged> {
-        let indexes = layers.iter().map(|layer| self.layer_index(layer)).collect::<Result<Vec<_>>>()?;
-        index::merge(&indexes).map_err(|source| StoreError::Merge { source })
-    }
-
-    /// The bytes that the merged index of these layers has to have.
-    pub(super) fn merge_bytes(&self, layers: &[Digest]) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        self.merge(layers)?
-            .write_to(&mut bytes)
-            .map_err(StoreError::io("make", &self.merged_path(layers)))?;
-        Ok(bytes)
-    }
-
     /// A layer's index, made again from its tar where another version wrote it or it is damaged.
-    pub(super) fn layer_index(&self, layer: &Digest) -> Result<LayerIndex> {
-        let place = self.layer_index_path(layer);
+    fn layer_index(&self, layer: &Digest) -> Result<LayerIndex> {
+        let place = self.layer_directory(layer).join("index");
         let opened = match File::open(&place) {
             Ok(file) => LayerIndex::open(&file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(IndexError::NotAnIndex),
@@ -283,7 +271,7 @@ impl LayerWriter {
 
 impl Store {
     /// Shows a layer as a blob of the layout. Its loss harms other tools only, so it is not synced.
-    pub(super) fn link_layer(&self, diff_id: &Digest) -> Result<()> {
+    fn link_layer(&self, diff_id: &Digest) -> Result<()> {
         let target = Path::new("../../layers").join(diff_id.hex()).join("layer.tar");
         let link = self.blob_path(diff_id);
         match std::os::unix::fs::symlink(target, &link) {
@@ -359,6 +347,32 @@ pub(crate) mod tests {
         fs::write(store.layer_directory(&layer).join("index"), b"junk").unwrap();
         store.merged_index(std::slice::from_ref(&layer)).unwrap();
         assert_eq!(fs::read(&merged).unwrap(), good);
+    }
+
+    #[test]
+    fn a_merged_index_altered_in_place_is_made_again() {
+        use std::os::unix::fs::FileExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let layer = store_layer(&store, &small_tar("hello", b"world"));
+        let layers = std::slice::from_ref(&layer);
+        let merged = store.merged_index(layers).unwrap();
+        let good = fs::read(&merged).unwrap();
+        for place in [good.len() as u64 - 1, 200] {
+            // The header holds, the length too: only a look at the whole file can tell.
+            let file = fs::OpenOptions::new().write(true).open(&merged).unwrap();
+            file.write_all_at(&[good[place as usize] ^ 1], place).unwrap();
+            drop(file);
+            store.merged_index(layers).unwrap();
+            assert_eq!(fs::read(&merged).unwrap(), good);
+        }
+        // Touched, but whole: sealed again, not made again.
+        let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+        let before = inode(&merged);
+        fs::remove_file(merged.with_extension("seal")).unwrap();
+        store.merged_index(layers).unwrap();
+        assert_eq!(inode(&merged), before);
+        assert!(store.is_sealed(&merged, &File::open(&merged).unwrap()));
     }
 
     #[test]

@@ -9,6 +9,9 @@
 //!   layers/<hex>/layer.tar   a layer's uncompressed tar, named for its diff id
 //!               /index       where in it everything is (fuse_overlay::pack)
 //!   merged/<hex>             the merged index of an image's layers, named for their chain id
+//!         /<hex>.seal        which file it was when its checksum was last verified
+//!   native/<hex>/tree/       some files of that image as plain files (see `native`)
+//!   materialised/<hex>.*/    that image written out, where /dev/fuse cannot be opened
 //!   images.json              the catalog: images by id, names to images
 //!   volumes/<name>/          meta.json, _data/
 //!   containers/              see `containers`
@@ -48,8 +51,9 @@ mod collect;
 pub mod containers;
 mod content;
 mod lock;
+pub mod native;
+mod seal;
 mod staging;
-mod verify;
 pub mod volumes;
 
 pub use catalog::{Catalog, ImageEntry, NameEntry};
@@ -58,7 +62,6 @@ pub use collect::Collected;
 pub(crate) use content::DIRECT_ALIGNMENT;
 pub use content::{LayerWriter, StoredLayer, chain_id};
 pub use lock::{ContentLock, VolumesLock};
-pub use verify::{Checked, Depth, Mending, Part, Problem, Report};
 pub use volumes::{Volume, VolumeMeta};
 
 /// The layout of the store that this program writes.
@@ -69,7 +72,8 @@ const KNOWN_FEATURES: &[&str] = &[];
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
 const FORMAT: &str = "format.json";
-const DIRECTORIES: [&str; 7] = ["blobs", "blobs/sha256", "layers", "merged", "volumes", "containers", "tmp"];
+const DIRECTORIES: [&str; 9] =
+    ["blobs", "blobs/sha256", "layers", "merged", "native", "materialised", "volumes", "containers", "tmp"];
 
 /// What can go wrong in the store.
 #[derive(Debug, Error)]
@@ -155,6 +159,12 @@ pub enum StoreError {
     Merge {
         /// Why not.
         source: fuse_overlay::index::MergeError,
+    },
+    /// Files cannot be written out from the layers.
+    #[error("cannot write the image's files out of its layers")]
+    Native {
+        /// Why not.
+        source: fuse_overlay::unpack::UnpackError,
     },
     /// What containers need cannot be told.
     #[error("cannot tell which images containers need")]

@@ -255,7 +255,7 @@ fn overlay(place: &Path, lower: &Path, upper: &Path) -> Result<PathBuf, MountErr
     for directory in [&merged, &upper, &work] {
         fs::create_dir_all(directory).unwrap();
     }
-    let parts = OverlayMount { lower, upper: &upper, work: &work, volatile: false };
+    let parts = OverlayMount { native: None, lower, upper: &upper, work: &work, volatile: false };
     mount::mount_overlay(parts, &merged)?;
     Ok(merged)
 }
