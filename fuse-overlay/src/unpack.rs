@@ -495,7 +495,7 @@ fn copy(from: &File, mut offset: u64, to: &File, mut place: u64, mut length: u64
         match copy_file_range(from, Some(&mut source), to, Some(&mut target), chunk) {
             Ok(0) => break,
             Ok(done) => {
-                (offset, place, length) = (offset + done as u64, place + done as u64, length - done as u64)
+                (offset, place, length) = (offset + done as u64, place + done as u64, length - done as u64);
             }
             Err(Errno::EINTR) => {}
             Err(errno @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG)) => {

@@ -136,7 +136,7 @@ impl Store {
     }
 
     fn free_bytes(&self) -> u64 {
-        statvfs(&self.root).map_or(0, |disk| disk.blocks_available() as u64 * disk.fragment_size() as u64)
+        statvfs(&self.root).map_or(0, |disk| disk.blocks_available() * disk.fragment_size())
     }
 }
 

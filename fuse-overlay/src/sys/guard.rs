@@ -69,8 +69,10 @@ fn install() {
 
 /// Runs on the faulting thread: atomics, mmap(2) and sigaction(2) only, errno kept.
 extern "C" fn on_fault(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
-    // SAFETY: the kernel passes a valid siginfo, and for SIGBUS it has an address.
-    let address = unsafe { (*info).si_addr() } as usize;
+    // SAFETY: the kernel passes a pointer to a valid siginfo.
+    let info = unsafe { &*info };
+    // SAFETY: for SIGBUS the siginfo has an address.
+    let address = unsafe { info.si_addr() } as usize;
     // SAFETY: errno's place is the thread's own and always valid.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: as above.
