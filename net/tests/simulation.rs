@@ -536,18 +536,30 @@ loss/1000  outward  inward  outward TSO  inward TSO
        10      213    1011          211         411
 ";
 
-/// A TCP segment from the container.
+/// A TCP segment from the container to the server.
 fn segment(sequence: i32, acknowledged: Option<i32>, control: TcpControl, payload: &[u8]) -> Vec<u8> {
-    let (source, destination) =
-        (CONTAINER.parse().expect("an address"), SERVER.parse::<SocketAddr>().expect("an address"));
-    let IpAddr::V4(server) = destination.ip() else { unreachable!("it is IPv4") };
+    let to = SERVER.parse().expect("an address");
+    segment_of((50_000, to), sequence, acknowledged, control, 60_000, payload)
+}
+
+/// A TCP segment from a port of the container.
+fn segment_of(
+    (from_port, to): (u16, SocketAddr),
+    sequence: i32,
+    acknowledged: Option<i32>,
+    control: TcpControl,
+    window: u16,
+    payload: &[u8],
+) -> Vec<u8> {
+    let source = CONTAINER.parse().expect("an address");
+    let IpAddr::V4(destination) = to.ip() else { unreachable!("it is IPv4") };
     let tcp = TcpRepr {
-        src_port: 50_000,
-        dst_port: destination.port(),
+        src_port: from_port,
+        dst_port: to.port(),
         control,
         seq_number: TcpSeqNumber(sequence),
         ack_number: acknowledged.map(TcpSeqNumber),
-        window_len: 60_000,
+        window_len: window,
         window_scale: None,
         max_seg_size: None,
         sack_permitted: false,
@@ -557,7 +569,7 @@ fn segment(sequence: i32, acknowledged: Option<i32>, control: TcpControl, payloa
     };
     let ip = Ipv4Repr {
         src_addr: source,
-        dst_addr: server,
+        dst_addr: destination,
         next_header: IpProtocol::Tcp,
         payload_len: tcp.buffer_len(),
         hop_limit: 64,
@@ -566,44 +578,170 @@ fn segment(sequence: i32, acknowledged: Option<i32>, control: TcpControl, payloa
     let mut packet = vec![0; ip.buffer_len() + tcp.buffer_len()];
     ip.emit(&mut Ipv4Packet::new_unchecked(&mut packet), &checksums);
     let mut bytes = TcpPacket::new_unchecked(&mut packet[ip.buffer_len()..]);
-    tcp.emit(&mut bytes, &source.into(), &server.into(), &checksums);
+    tcp.emit(&mut bytes, &source.into(), &destination.into(), &checksums);
     packet
+}
+
+/// A table with one flow and a container that speaks by hand.
+struct ByHand {
+    link: Transmitter<Wire>,
+    tcp: Tcp<OuterStream>,
+    host: SimulatedHost,
+    now_us: u64,
+}
+
+impl ByHand {
+    fn new(stream: &OuterStream) -> Self {
+        let mut link = Transmitter::new(Wire::new(CLEAR, 1), Features::default(), MTU_BYTES);
+        let tcp = Tcp::new(&mut link, Limits::default(), 1);
+        let host = SimulatedHost { stream: stream.clone(), connecting: None };
+        Self { link, tcp, host, now_us: 0 }
+    }
+
+    fn now(&self) -> Now {
+        Now::from_micros(self.now_us)
+    }
+
+    /// Lets time pass, and returns what was sent in it.
+    fn pass(&mut self, milliseconds: u64) -> Vec<Vec<u8>> {
+        for _ in 0..milliseconds {
+            self.now_us += 1_000;
+            let now = self.now();
+            self.tcp.expire(now);
+            self.tcp.serve(&mut self.link, now);
+        }
+        std::iter::from_fn(|| self.link.sink_mut().take(u64::MAX)).collect()
+    }
+
+    /// The container sends this; returns what is sent within 5 ms, longer than an acknowledgement
+    /// is held back.
+    fn exchange(&mut self, packet: &[u8]) -> Vec<Vec<u8>> {
+        let now = self.now();
+        let packet = parse(packet).expect("a packet");
+        let Transport::Tcp(segment) = packet.transport else { unreachable!("it is TCP") };
+        self.tcp.segment(&mut self.host, &mut self.link, now, &packet, &segment);
+        if let Some(id) = self.host.connecting.take() {
+            let ready = Readiness { readable: true, writable: true, hangup: false };
+            self.tcp.ready(&mut self.link, now, id, ready);
+        }
+        self.pass(5)
+    }
+
+    /// Opens the flow from inside; returns what the container has to acknowledge.
+    fn open(&mut self) -> i32 {
+        let answer = self.exchange(&segment(100, None, TcpControl::Syn, &[])).pop().expect("a SYN|ACK");
+        let server = tcp_of(&answer).seq_number().0.wrapping_add(1);
+        self.exchange(&segment(101, Some(server), TcpControl::None, &[]));
+        server
+    }
+}
+
+fn tcp_of(packet: &[u8]) -> TcpPacket<&[u8]> {
+    TcpPacket::new_checked(&packet[20..]).expect("TCP")
+}
+
+/// A host that says nothing and does not end.
+const SILENT: Weather = Weather { would_block: 1_000, ..CLEAR };
+
+/// A container that asks whether the connection is still there is answered each time, and so one
+/// that asks rarely lives on.
+#[test]
+fn keep_alive_probes_are_answered() {
+    let mut world = ByHand::new(&OuterStream::new(1, SILENT, 1));
+    let server = world.open();
+    for _ in 0..5 {
+        world.now_us += 7_200_000_000;
+        assert_eq!(world.pass(2_000), Vec::<Vec<u8>>::new());
+        // One before what is expected, and nothing in it (RFC 9293, 3.8.4).
+        let answers = world.exchange(&segment(100, Some(server), TcpControl::None, &[]));
+        let [answer] = answers.as_slice() else { unreachable!("{} answers", answers.len()) };
+        assert_eq!(tcp_of(answer).ack_number(), TcpSeqNumber(101));
+        assert!(!tcp_of(answer).rst());
+        assert_eq!(world.tcp.len(), 1);
+    }
+}
+
+/// The container's window closes, and the segment that opens it again is lost: the gateway asks, and
+/// goes on when the answer says so.
+#[test]
+fn a_closed_window_is_asked_about() {
+    const LENGTH: usize = 3_000;
+    const WINDOW: u16 = 1_000;
+    let stream = OuterStream::new(LENGTH, CLEAR, 1);
+    let mut world = ByHand::new(&stream);
+    let ends = (50_000, SERVER.parse().expect("an address"));
+    let say = |world: &mut ByHand, acknowledged: Option<i32>, control, window| {
+        let sequence = if control == TcpControl::Syn { 100 } else { 101 };
+        world.exchange(&segment_of(ends, sequence, acknowledged, control, window, &[]))
+    };
+    let answer = say(&mut world, None, TcpControl::Syn, WINDOW).pop().expect("a SYN|ACK");
+    let first = tcp_of(&answer).seq_number().0.wrapping_add(1);
+    let length = |packets: &[Vec<u8>]| packets.iter().map(|p| tcp_of(p).payload().len()).sum::<usize>();
+    let sent = say(&mut world, Some(first), TcpControl::None, WINDOW);
+    assert_eq!(length(&sent), usize::from(WINDOW));
+    let up_to = first.wrapping_add(i32::from(WINDOW));
+    assert_eq!(length(&say(&mut world, Some(up_to), TcpControl::None, 0)), 0);
+    let asked = world.pass(5_000);
+    assert!((1..10).contains(&asked.len()), "{} questions", asked.len());
+    assert!(length(&asked) <= asked.len());
+    // The window is still closed; the next time it is open.
+    say(&mut world, Some(up_to), TcpControl::None, 0);
+    assert!(!world.pass(20_000).is_empty());
+    let rest = say(&mut world, Some(up_to), TcpControl::None, 60_000);
+    assert_eq!(length(&rest), LENGTH - usize::from(WINDOW));
+}
+
+/// Client and container open the same connection at the same time (RFC 9293, 3.5): it is one.
+#[test]
+fn a_simultaneous_open_is_one_connection() {
+    const LENGTH: usize = 100;
+    let stream = OuterStream::new(LENGTH, CLEAR, 1);
+    let mut world = ByHand::new(&stream);
+    let client: SocketAddr = CLIENT.parse().expect("an address");
+    let key =
+        FlowKey { inside: SocketAddr::new(CONTAINER.parse().expect("an address"), 80), outside: client };
+    let mut id = None;
+    let adopt = |flow| {
+        id = Some(flow);
+        Ok(stream.clone())
+    };
+    world.tcp.publish(Now::from_micros(0), key, None, adopt).expect("a flow");
+    let syn = world.pass(5).pop().expect("a SYN");
+    assert!(tcp_of(&syn).syn() && !tcp_of(&syn).ack());
+    let say = |world: &mut ByHand, sequence, acknowledged, control, payload: &[u8]| {
+        world.exchange(&segment_of((80, client), sequence, acknowledged, control, 60_000, payload))
+    };
+    let answer = say(&mut world, 100, None, TcpControl::Syn, &[]).pop().expect("a SYN|ACK");
+    assert!(tcp_of(&answer).syn() && tcp_of(&answer).ack());
+    assert_eq!(tcp_of(&answer).seq_number(), tcp_of(&syn).seq_number());
+    assert_eq!(tcp_of(&answer).ack_number(), TcpSeqNumber(101));
+    let ready = Readiness { readable: true, writable: true, hangup: false };
+    let now = world.now();
+    world.tcp.ready(&mut world.link, now, id.expect("adopted"), ready);
+    let server = Some(tcp_of(&syn).seq_number().0.wrapping_add(1));
+    let data = say(&mut world, 101, server, TcpControl::None, &[]);
+    assert_eq!(data.iter().map(|p| tcp_of(p).payload().len()).sum::<usize>(), LENGTH);
+    let mut bytes = [0; LENGTH];
+    Script::new(3, LENGTH).fill(&mut bytes);
+    say(&mut world, 101, server, TcpControl::Psh, &bytes);
+    assert!(stream.0.borrow().expect.is_over());
+    assert_eq!(world.tcp.len(), 1);
 }
 
 /// A FIN that came too early, behind a gap, comes again when its data is old. smoltcp alone would
 /// never take it.
 #[test]
 fn an_end_that_comes_again_with_old_data_is_an_end() {
-    let mut link = Transmitter::new(Wire::new(CLEAR, 1), Features::default(), MTU_BYTES);
-    let mut tcp = Tcp::new(&mut link, Limits::default(), 1);
     let stream = OuterStream::new(8, CLEAR, 1);
     let mut data = [0; 8];
     Script::new(3, 8).fill(&mut data);
-    let mut host = SimulatedHost { stream: stream.clone(), connecting: None };
-    let mut now_us = 0;
-    let mut exchange = |packet: Vec<u8>| {
-        // Longer than an acknowledgement is held back.
-        now_us += 5_000;
-        let now = Now::from_micros(now_us);
-        let packet = parse(&packet).expect("a packet");
-        let Transport::Tcp(segment) = packet.transport else { unreachable!("it is TCP") };
-        tcp.segment(&mut host, &mut link, now, &packet, &segment);
-        if let Some(id) = host.connecting.take() {
-            let writable = Readiness { readable: false, writable: true, hangup: false };
-            tcp.ready(&mut link, now, id, writable);
-        }
-        tcp.serve(&mut link, now);
-        std::iter::from_fn(|| link.sink_mut().take(u64::MAX)).last()
-    };
-    let answer = exchange(segment(100, None, TcpControl::Syn, &[])).expect("a SYN|ACK");
-    let answer = TcpPacket::new_checked(&answer[20..]).expect("TCP");
-    let acknowledged = Some(answer.seq_number().0.wrapping_add(1));
-    exchange(segment(101, acknowledged, TcpControl::None, &[]));
-    exchange(segment(105, acknowledged, TcpControl::Fin, &data[4..]));
-    exchange(segment(101, acknowledged, TcpControl::None, &data[..4]));
+    let mut world = ByHand::new(&stream);
+    let acknowledged = Some(world.open());
+    world.exchange(&segment(105, acknowledged, TcpControl::Fin, &data[4..]));
+    world.exchange(&segment(101, acknowledged, TcpControl::None, &data[..4]));
     assert!(stream.0.borrow().expect.is_over() && !stream.0.borrow().ended_by_inside);
-    let answer = exchange(segment(105, acknowledged, TcpControl::Fin, &data[4..])).expect("an ACK");
+    let answer = world.exchange(&segment(105, acknowledged, TcpControl::Fin, &data[4..]));
     assert!(stream.0.borrow().ended_by_inside);
     // The FIN is acknowledged, too.
-    assert_eq!(TcpPacket::new_checked(&answer[20..]).expect("TCP").ack_number(), TcpSeqNumber(110));
+    assert_eq!(tcp_of(answer.last().expect("an ACK")).ack_number(), TcpSeqNumber(110));
 }
