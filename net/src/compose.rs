@@ -89,7 +89,9 @@ impl Route {
     pub(crate) fn packet(self, protocol: u8, payload: &[u8]) -> Option<Vec<u8>> {
         let header_bytes = self.header_bytes(None);
         let length = header_bytes + payload.len();
-        if length > usize::from(u16::MAX) {
+        // IPv6's length field does not count the header.
+        let counted = if self.source.is_ipv6() { payload.len() } else { length };
+        if counted > usize::from(u16::MAX) {
             return None;
         }
         let mut packet = vec![0; length];

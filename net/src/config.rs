@@ -12,7 +12,7 @@ pub const DEFAULT_MTU_BYTES: u16 = 1500;
 /// The settings of one gateway.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The largest IP packet on the link, in bytes: 1280 (IPv6's least) to 65,520.
+    /// The largest IP packet on the link, in bytes: 1280 (IPv6's least) to 65,535.
     pub mtu_bytes: u16,
     /// The inner networks.
     pub addresses: Addresses,
@@ -123,5 +123,43 @@ impl Default for Limits {
             ping_mappings: 64,
             dns_queries: 256,
         }
+    }
+}
+
+/// Descriptors that are left to the rest of the process.
+const DESCRIPTORS_RESERVED: u64 = 128;
+
+impl Limits {
+    /// Lowers what would need more descriptors than the process may have, so that no kind of
+    /// traffic takes them all from the others.
+    #[must_use]
+    pub(crate) fn fitting(self, descriptors: u64) -> Self {
+        let available = descriptors.saturating_sub(DESCRIPTORS_RESERVED);
+        let available = usize::try_from(available).unwrap_or(usize::MAX).max(DESCRIPTORS_RESERVED as usize);
+        let udp_mappings = self.udp_mappings.min(available / 4);
+        let ping_mappings = self.ping_mappings.min(available / 16);
+        let dns_queries = self.dns_queries.min(available / 16);
+        let tcp_flows = self.tcp_flows.min(available - udp_mappings - ping_mappings - dns_queries);
+        let tcp_connecting = self.tcp_connecting.min(tcp_flows / 2);
+        Self { tcp_flows, tcp_connecting, udp_mappings, ping_mappings, dns_queries, ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_fit_the_descriptors() {
+        let limits = Limits::default();
+        for descriptors in [0, 100, 256, 1_024, 4_096, 16_384] {
+            let fitted = limits.fitting(descriptors);
+            let sum = fitted.tcp_flows + fitted.udp_mappings + fitted.ping_mappings + fitted.dns_queries;
+            assert!(sum as u64 <= descriptors.max(DESCRIPTORS_RESERVED), "{descriptors}: {fitted:?}");
+            assert!(fitted.tcp_flows >= 64 && fitted.udp_mappings >= 32 && fitted.dns_queries >= 8);
+            assert!(fitted.tcp_connecting < fitted.tcp_flows);
+        }
+        assert_eq!(limits.fitting(20_000), limits);
+        assert_eq!(limits.fitting(u64::MAX), limits);
     }
 }

@@ -23,8 +23,15 @@ use crate::frame::{
 };
 use crate::link::Features;
 
-/// The largest IP packet: its length field has 16 bits.
+/// The largest packet that goes through the device in one piece, and the largest IPv4 packet: the
+/// length field has 16 bits. IPv6's does not count its header, and only a datagram in fragments
+/// can be longer.
 pub(crate) const PACKET_BYTES_MAX: usize = 65_535;
+
+/// What may follow an IP header.
+fn payload_bytes_max(route: Route) -> usize {
+    if route.source.is_ipv6() { PACKET_BYTES_MAX } else { PACKET_BYTES_MAX - IPV4_HEADER_BYTES }
+}
 
 /// struct virtio_net_hdr: flags, kind of segmentation, header length, segment size, where the
 /// checksum starts, and its offset from there; words in the machine's order.
@@ -63,6 +70,8 @@ pub enum Unreachable {
     Port,
     /// Policy or a firewall forbids it.
     Prohibited,
+    /// It has passed as many routers as it may.
+    HopLimit,
     /// It must be cut up, and must not be.
     TooBig {
         /// The MTU that would do.
@@ -72,20 +81,31 @@ pub enum Unreachable {
 
 impl Unreachable {
     /// Type, code and the second word, for IPv4 (RFC 792, 1812) or IPv6 (RFC 4443).
-    fn message(self, is_v6: bool) -> (u8, u8, u32) {
-        match (self, is_v6) {
+    pub(crate) fn message(self, is_v6: bool) -> ErrorMessage {
+        let (kind, code, word) = match (self, is_v6) {
             (Self::Network, false) => (3, 0, 0),
             (Self::Host, false) => (3, 1, 0),
             (Self::Port, false) => (3, 3, 0),
             (Self::Prohibited, false) => (3, 13, 0),
+            (Self::HopLimit, false) => (11, 0, 0),
             (Self::TooBig { mtu_bytes }, false) => (3, 4, u32::from(mtu_bytes)),
             (Self::Network, true) => (1, 0, 0),
             (Self::Host, true) => (1, 3, 0),
             (Self::Port, true) => (1, 4, 0),
             (Self::Prohibited, true) => (1, 1, 0),
+            (Self::HopLimit, true) => (3, 0, 0),
             (Self::TooBig { mtu_bytes }, true) => (2, 0, u32::from(mtu_bytes)),
-        }
+        };
+        ErrorMessage { kind, code, word }
     }
+}
+
+/// The first two words of an ICMP error, but for the checksum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ErrorMessage {
+    pub(crate) kind: u8,
+    pub(crate) code: u8,
+    pub(crate) word: u32,
 }
 
 /// Datagrams from one sender to one receiver, all of one size but the last, which may be shorter.
@@ -155,7 +175,7 @@ impl<S: FrameSink> Transmitter<S> {
             sink,
             features,
             mtu_bytes: usize::from(mtu_bytes),
-            buffer: vec![0; VNET_HEADER_BYTES + PACKET_BYTES_MAX].into(),
+            buffer: vec![0; VNET_HEADER_BYTES + IPV6_HEADER_BYTES + PACKET_BYTES_MAX].into(),
             peer_segment: 0,
             acknowledged: None,
             identification: 0,
@@ -198,7 +218,7 @@ impl<S: FrameSink> Transmitter<S> {
         let route = Route { source: source.ip(), destination: destination.ip() };
         let ip_bytes = route.header_bytes(None);
         let udp_bytes = UDP_HEADER_BYTES + payload.len();
-        if ip_bytes + udp_bytes > PACKET_BYTES_MAX {
+        if udp_bytes > payload_bytes_max(route) {
             self.counters.dropped_inward += 1;
             return;
         }
@@ -314,7 +334,7 @@ impl<S: FrameSink> Transmitter<S> {
     /// Sends an ICMP message whose checksum is still to be filled in.
     pub(crate) fn icmp(&mut self, route: Route, message: &[u8]) {
         let ip_bytes = route.header_bytes(None);
-        if ip_bytes + message.len() > PACKET_BYTES_MAX {
+        if message.len() > payload_bytes_max(route) {
             self.counters.dropped_inward += 1;
             return;
         }
@@ -343,13 +363,23 @@ impl<S: FrameSink> Transmitter<S> {
         quoted: &[u8],
         why: Unreachable,
     ) {
+        self.icmp_error(from, to, quoted, why.message(from.is_ipv6()));
+    }
+
+    /// Sends an ICMP error that quotes these bytes of a packet that `to` sent.
+    pub(crate) fn icmp_error(
+        &mut self,
+        from: std::net::IpAddr,
+        to: std::net::IpAddr,
+        quoted: &[u8],
+        error: ErrorMessage,
+    ) {
         let route = Route { source: from, destination: to };
-        let (kind, code, word) = why.message(from.is_ipv6());
         let room = if from.is_ipv6() { QUOTE_BYTES_V6 } else { QUOTE_BYTES_V4 };
         let quoted = &quoted[..quoted.len().min(room)];
         let mut message = Vec::with_capacity(ICMP_HEADER_BYTES + quoted.len());
-        message.extend([kind, code, 0, 0]);
-        message.extend(word.to_be_bytes());
+        message.extend([error.kind, error.code, 0, 0]);
+        message.extend(error.word.to_be_bytes());
         message.extend(quoted);
         self.icmp(route, &message);
     }

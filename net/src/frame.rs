@@ -55,6 +55,8 @@ pub struct Packet<'a> {
     pub header_bytes: usize,
     /// IPv4's "do not fragment"; always so for IPv6.
     pub dont_fragment: bool,
+    /// IPv4's "time to live", IPv6's hop limit.
+    pub hop_limit: u8,
     /// What it carries.
     pub transport: Transport<'a>,
 }
@@ -177,6 +179,7 @@ fn parse_v4(bytes: &[u8]) -> Result<Packet<'_>, Malformed> {
         destination: destination.into(),
         header_bytes,
         dont_fragment: flags_and_offset & 0x4000 != 0,
+        hop_limit: bytes[8],
         transport,
     })
 }
@@ -238,6 +241,7 @@ fn parse_v6(bytes: &[u8]) -> Result<Packet<'_>, Malformed> {
         destination: destination.into(),
         header_bytes,
         dont_fragment: true,
+        hop_limit: bytes[7],
         transport,
     })
 }
@@ -287,6 +291,29 @@ fn parse_tcp(bytes: &[u8]) -> Result<Transport<'_>, Malformed> {
         header_bytes,
         maximum_segment: syn.then(|| maximum_segment(&bytes[TCP_HEADER_BYTES..header_bytes])).flatten(),
     }))
+}
+
+/// The UDP datagram that an ICMP error from inside is about, as far as the error quotes it: its
+/// source and destination. IPv6 with extension headers is not looked through.
+pub(crate) fn quoted_datagram(quoted: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    let (source, destination, protocol, header_bytes): (IpAddr, IpAddr, u8, usize) =
+        match quoted.first()? >> 4 {
+            4 if quoted.len() >= IPV4_HEADER_BYTES => (
+                Ipv4Addr::from(be32(quoted, 12)).into(),
+                Ipv4Addr::from(be32(quoted, 16)).into(),
+                quoted[9],
+                usize::from(quoted[0] & 0x0f) * 4,
+            ),
+            6 if quoted.len() >= IPV6_HEADER_BYTES => (
+                Ipv6Addr::from(be128(quoted, 8)).into(),
+                Ipv6Addr::from(be128(quoted, 24)).into(),
+                quoted[6],
+                IPV6_HEADER_BYTES,
+            ),
+            _ => return None,
+        };
+    let udp = quoted.get(header_bytes..).filter(|udp| udp.len() >= 4 && protocol == PROTOCOL_UDP)?;
+    Some((SocketAddr::new(source, be16(udp, 0)), SocketAddr::new(destination, be16(udp, 2))))
 }
 
 /// The MSS option among TCP's options (RFC 9293, 3.2), if they are well formed up to it.

@@ -10,6 +10,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use nix::sys::resource::{Resource, getrlimit};
+
 use crate::clock::Now;
 use crate::compose::Route;
 use crate::config::Config;
@@ -18,8 +20,8 @@ use crate::device::{
 };
 use crate::dns::{Asker, Dns, Reply};
 use crate::frame::{self, Fragment, Packet, Transport};
-use crate::host::{HostStream, KernelHost, lock};
-use crate::icmp::Icmp;
+use crate::host::{HostStream, KernelHost, lock, prepare_listener};
+use crate::icmp::{Icmp, refused_datagram};
 use crate::link::Tun;
 use crate::policy::{Policy, Verdict};
 use crate::poll::{Event, Poller, Token, Trigger};
@@ -28,6 +30,7 @@ use crate::random::Random;
 use crate::reassembly::Reassembly;
 use crate::tcp::{FlowKey, Readiness, Tcp};
 use crate::udp::{Datagram, Udp};
+use crate::wheel::Tick;
 
 /// Packets that are read from the device in one turn. With offloads a packet has up to 64 KiB:
 /// more would leave the cache before they are passed on.
@@ -38,11 +41,15 @@ const BYTES_PER_TURN: usize = 512 << 10;
 /// Clients that are accepted from one listener in one turn.
 const ACCEPTS_PER_TURN: usize = 64;
 
+/// After the kernel was out of descriptors or memory, clients wait for so long. They are not lost:
+/// the kernel has answered them.
+const ACCEPT_PAUSE_MS: Tick = 100;
+
 /// Why a gateway cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// The configuration's MTU is not one that IPv6 can work with.
-    #[error("an MTU of {mtu_bytes} bytes does not work: choose from 1280 to 65520")]
+    #[error("an MTU of {mtu_bytes} bytes does not work: choose from 1280 to 65535")]
     Mtu {
         /// The MTU asked for.
         mtu_bytes: u16,
@@ -63,8 +70,8 @@ fn system(step: &'static str) -> impl Fn(io::Error) -> GatewayError {
 
 /// IPv6's least MTU (RFC 8200, 5).
 const MTU_BYTES_MIN: u16 = 1280;
-/// What the kernel takes for a TUN device, and a packet fits with its offsets.
-const MTU_BYTES_MAX: u16 = 65_520;
+/// What the kernel takes for a TUN device, and the largest IPv4 packet.
+const MTU_BYTES_MAX: u16 = 65_535;
 
 /// The network of one namespace. See the crate's documentation.
 pub struct Gateway {
@@ -80,6 +87,8 @@ pub struct Gateway {
     icmp: Icmp,
     reassembly: Reassembly,
     listeners: Vec<Option<PublishedTcp>>,
+    /// No client is accepted before this tick.
+    accept_at: Tick,
     started: Instant,
     receive: Box<[u8]>,
 }
@@ -106,15 +115,15 @@ impl FrameSink for TunSink {
 }
 
 impl Gateway {
-    /// Puts a gateway together. Nothing is read or accepted before [`run`](Self::run).
+    /// Puts a gateway together. Nothing is read or accepted before [`run`](Self::run). Limits that
+    /// the process has not the descriptors for are lowered.
     ///
     /// # Errors
     /// [`GatewayError`] for a configuration that cannot work, or where epoll refuses.
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "it belongs to the gateway, which may come to keep more of it"
-    )]
-    pub fn new(tun: Tun, listeners: Listeners, config: Config) -> Result<Self, GatewayError> {
+    pub fn new(tun: Tun, listeners: Listeners, mut config: Config) -> Result<Self, GatewayError> {
+        if let Ok((descriptors, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
+            config.limits = config.limits.fitting(descriptors);
+        }
         let mtu_bytes = config.mtu_bytes;
         if !(MTU_BYTES_MIN..=MTU_BYTES_MAX).contains(&mtu_bytes) {
             return Err(GatewayError::Mtu { mtu_bytes });
@@ -133,8 +142,10 @@ impl Gateway {
             let added = match listener.bound.protocol {
                 Protocol::Tcp => {
                     let added = poller.add(&listener.socket, Token::Listener(index), Trigger::Edge);
+                    let socket = TcpListener::from(listener.socket);
+                    prepare_listener(&socket);
                     tcp_listeners.push(Some(PublishedTcp {
-                        socket: listener.socket.into(),
+                        socket,
                         bound: listener.bound,
                         may_have_clients: false,
                     }));
@@ -159,6 +170,7 @@ impl Gateway {
             icmp: Icmp::new(&config.limits, policy.clone(), Arc::clone(&poller)),
             reassembly: Reassembly::default(),
             listeners: tcp_listeners,
+            accept_at: 0,
             started: Instant::now(),
             receive: vec![0; VNET_HEADER_BYTES + PACKET_BYTES_MAX].into(),
             poller,
@@ -191,12 +203,13 @@ impl Gateway {
 
     /// How long the next wait may take: not at all while there is work.
     fn timeout_ms(&self) -> Option<u64> {
-        let clients_wait =
-            || self.listeners.iter().flatten().any(|l| l.may_have_clients) && self.tcp.may_accept();
-        if self.tcp.has_work() || clients_wait() {
+        if self.tcp.has_work() {
             return Some(0);
         }
+        let clients_wait =
+            self.listeners.iter().flatten().any(|l| l.may_have_clients) && self.tcp.may_accept();
         let deadlines = [
+            clients_wait.then_some(self.accept_at),
             self.tcp.next_deadline(),
             self.udp.next_deadline(),
             self.icmp.next_deadline(),
@@ -234,7 +247,7 @@ impl Gateway {
                 if let Some(Some(listener)) = self.listeners.get_mut(index as usize) {
                     listener.may_have_clients = true;
                 } else {
-                    self.udp.published_ready(&mut self.link, now.tick(), index);
+                    self.udp.published_ready(&mut self.link, now.tick(), index, event.readiness);
                 }
             }
             Token::Dns(id) => {
@@ -242,7 +255,7 @@ impl Gateway {
                     self.reply(now, reply);
                 }
             }
-            Token::Ping(id) => self.icmp.ready(&mut self.link, id),
+            Token::Ping(id) => self.icmp.ready(&mut self.link, id, event.readiness),
         }
     }
 
@@ -310,7 +323,11 @@ impl Gateway {
         };
         let bytes = Route { source, destination }.packet(whole.protocol, &whole.payload);
         match bytes.as_deref().map(frame::parse) {
-            Some(Ok(packet)) => self.checked_packet(now, &packet, None),
+            // What came in fragments may go on in fragments.
+            Some(Ok(whole)) => {
+                let hop_limit = packet.hop_limit;
+                self.checked_packet(now, &Packet { dont_fragment: false, hop_limit, ..whole }, None);
+            }
             _ => self.link.counters.malformed += 1,
         }
     }
@@ -329,6 +346,10 @@ impl Gateway {
                 self.datagram(now, packet, key, payload, train);
             }
             Transport::Icmp(message) => {
+                if let Some((outside, inside)) = refused_datagram(packet, message) {
+                    self.udp.inside_refuses(inside, outside);
+                    return;
+                }
                 self.icmp.message(&mut self.link, now.tick(), packet, message);
             }
             Transport::Fragment(_) | Transport::Other(_) => self.link.counters.unforwardable += 1,
@@ -364,7 +385,7 @@ impl Gateway {
                 return;
             }
         };
-        let datagram = Datagram { packet: packet.bytes, inside, outside, payload, segment_bytes };
+        let datagram = Datagram { packet, inside, outside, payload, segment_bytes };
         self.udp.send(&mut self.link, now.tick(), &datagram, to);
     }
 
@@ -406,6 +427,9 @@ impl Gateway {
 
     /// Takes on clients of published ports, as long as the flow table wants more.
     fn accept_clients(&mut self, now: Now) {
+        if now.tick() < self.accept_at {
+            return;
+        }
         for place in 0..self.listeners.len() {
             for _ in 0..ACCEPTS_PER_TURN {
                 let Some(Some(listener)) = self.listeners.get_mut(place) else {
@@ -414,22 +438,26 @@ impl Gateway {
                 if !listener.may_have_clients || !self.tcp.may_accept() {
                     break;
                 }
-                let container_port = listener.bound.container_port;
+                let bound = listener.bound;
                 match listener.socket.accept() {
-                    Ok((socket, client)) => self.take_client(now, socket, client, container_port),
+                    Ok((socket, client)) => self.take_client(now, socket, client, &bound),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         listener.may_have_clients = false;
                     }
-                    // This client is gone again, or there are no descriptors left: others, or
-                    // the next turn.
-                    Err(_) => break,
+                    Err(error) if is_shortage(&error) => {
+                        self.accept_at = now.tick() + ACCEPT_PAUSE_MS;
+                        return;
+                    }
+                    // This client is gone again; there may be others.
+                    Err(_) => {}
                 }
             }
         }
     }
 
     /// Opens the inner connection of a client. One that cannot be served is reset.
-    fn take_client(&mut self, now: Now, socket: TcpStream, client: SocketAddr, port: u16) {
+    fn take_client(&mut self, now: Now, socket: TcpStream, client: SocketAddr, bound: &Bound) {
+        let port = bound.container_port;
         let addresses = self.policy.addresses();
         let outside = self.policy.source_inside(client);
         let key = FlowKey { inside: SocketAddr::new(addresses.container_like(outside.ip()), port), outside };
@@ -440,14 +468,16 @@ impl Gateway {
             outside: SocketAddr::new(addresses.v4.gateway.into(), client.port()),
         });
         let host = &self.host;
-        let taken = self.tcp.publish(now, key, fallback, |id| {
-            socket.set_nonblocking(true)?;
-            host.adopt(id, socket)
-        });
+        let taken = self.tcp.publish(now, key, fallback, |id| host.adopt(id, socket, bound.address, client));
         if taken.is_err() {
             self.link.counters.limited += 1;
         }
     }
+}
+
+/// Whether the kernel, or this process, has no more of something.
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
 #[cfg(test)]

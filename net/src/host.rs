@@ -1,8 +1,9 @@
 //! The host's side of TCP flows: sockets of the kernel, and the gateway's own name server.
 
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::AsRawFd;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::device::Unreachable;
@@ -20,6 +21,9 @@ const CONVERSATIONS_MAX: usize = 128;
 /// After this many seconds without traffic the host's kernel asks whether the peer is still
 /// there, so that a peer that vanished does not hold a flow for ever.
 const KEEP_ALIVE_IDLE_S: u32 = 120;
+
+/// For connections within the host, best first. Linux always allows the second.
+const LOCAL_CONGESTION_CONTROLS: [&str; 2] = ["cubic", "reno"];
 
 /// The outer end of a flow.
 pub(crate) enum HostStream {
@@ -103,9 +107,23 @@ impl KernelHost {
         std::mem::take(&mut self.woken)
     }
 
-    /// Makes a flow's stream of a socket that is connected already.
-    pub(crate) fn adopt(&self, id: FlowId, socket: TcpStream) -> io::Result<HostStream> {
-        prepare(&socket);
+    /// Makes a flow's stream of a client that a [prepared](prepare_listener) socket has accepted.
+    /// `bound` is the latter's address.
+    pub(crate) fn adopt(
+        &self,
+        id: FlowId,
+        socket: TcpStream,
+        bound: SocketAddr,
+        client: SocketAddr,
+    ) -> io::Result<HostStream> {
+        socket.set_nonblocking(true)?;
+        if !bound.ip().is_loopback() && is_of_this_host(&socket, client) {
+            choose_local_congestion_control(&socket);
+        }
+        self.watch(id, socket)
+    }
+
+    fn watch(&self, id: FlowId, socket: TcpStream) -> io::Result<HostStream> {
         self.poller.add(&socket, Token::Flow(id), Trigger::Edge)?;
         Ok(HostStream::Socket(socket))
     }
@@ -117,19 +135,51 @@ impl KernelHost {
         };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(family, SockType::Stream, flags, None)?;
+        prepare(&socket);
+        if to.ip().is_loopback() {
+            // Before the connect: what is chosen later starts with what the first one has learnt.
+            choose_local_congestion_control(&socket);
+        }
         match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
             Ok(()) | Err(nix::Error::EINPROGRESS) => {}
             Err(errno) => return Err(errno.into()),
         }
-        self.adopt(id, socket.into())
+        self.watch(id, socket.into())
+    }
+}
+
+/// Settings for a published port. Whoever is accepted inherits them, which saves as many system
+/// calls a client.
+pub(crate) fn prepare_listener(socket: &TcpListener) {
+    prepare(socket);
+    if socket.local_addr().is_ok_and(|own| own.ip().is_loopback()) {
+        choose_local_congestion_control(socket);
     }
 }
 
 /// Settings that make a stream better and whose lack does no harm.
-fn prepare(socket: &TcpStream) {
-    _ = socket.set_nodelay(true);
+fn prepare(socket: &impl AsFd) {
+    _ = setsockopt(socket, sockopt::TcpNoDelay, &true);
+    // An urgent byte would be missing from the stream otherwise; the inside gets it in its place.
+    _ = setsockopt(socket, sockopt::OobInline, &true);
     _ = setsockopt(socket, sockopt::KeepAlive, &true);
     _ = setsockopt(socket, sockopt::TcpKeepIdle, &KEEP_ALIVE_IDLE_S);
+}
+
+/// Whether a client is the host itself, by its loopback or another of its addresses.
+fn is_of_this_host(socket: &TcpStream, client: SocketAddr) -> bool {
+    client.ip().is_loopback() || socket.local_addr().is_ok_and(|own| own.ip() == client.ip())
+}
+
+/// Takes bbr away from a path within the host: it paces what needs no pacing, and costs more than
+/// half of the speed. Towards other machines the host's choice stays.
+fn choose_local_congestion_control(socket: &impl AsFd) {
+    for name in LOCAL_CONGESTION_CONTROLS {
+        // One that the host does not allow is refused; the last resort is what the host has.
+        if setsockopt(socket, sockopt::TcpCongestion, &OsString::from(name)).is_ok() {
+            return;
+        }
+    }
 }
 
 impl Host for KernelHost {

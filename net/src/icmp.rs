@@ -1,28 +1,34 @@
-//! ICMP echo from inside. Errors to the inside are sent where they arise.
+//! ICMP from inside: echo, and the inside's word that a port is closed. Errors to the inside are
+//! sent where they arise.
 //!
 //! The gateway's own addresses are answered here. Everything else goes out through ping sockets
 //! (icmp(7): datagram sockets of the ICMP protocol), which the host allows to the groups of
 //! `net.ipv4.ping_group_range`. Such a socket has an identifier of its own, so each identifier
 //! inside has a socket, as a UDP port has; the kernel makes and checks the checksums.
 
-use std::collections::HashMap;
+use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendmsg,
+    setsockopt, socket, sockopt,
 };
 
 use crate::compose::Route;
 use crate::config::Limits;
+use crate::delivery::{Undelivered, tell};
 use crate::device::{FrameSink, Transmitter, Unreachable};
-use crate::frame::{ICMP_HEADER_BYTES, Packet};
+use crate::frame::{ICMP_HEADER_BYTES, Packet, quoted_datagram};
+use crate::nat::Mappings;
 use crate::policy::Policy;
 use crate::poll::{Poller, Token, Trigger};
-use crate::slab::{EntryId, Slab};
-use crate::sys::datagram::Inbox;
-use crate::wheel::{Tick, Wheel};
+use crate::slab::EntryId;
+use crate::sys::datagram::{Inbox, Oversize, set_oversize, take_error};
+use crate::tcp::Readiness;
+use crate::udp::onward_hop_limit;
+use crate::wheel::Tick;
 
 /// How long an identifier is remembered after its last request: as long as ping waits, and then
 /// some. Linux's connection tracking uses the same.
@@ -30,6 +36,9 @@ const LIFETIME_MS: Tick = 30_000;
 
 /// Batches of replies that are read for one event.
 const BATCHES_MAX: usize = 4;
+
+/// Errors that are read for one event.
+const ERRORS_MAX: usize = 16;
 
 /// Type numbers (RFC 792, RFC 4443).
 struct Echo {
@@ -47,10 +56,7 @@ fn echo_of(address: IpAddr) -> Echo {
 pub(crate) struct Icmp {
     poller: Arc<Poller>,
     policy: Policy,
-    mappings: Slab<Mapping>,
-    by_key: HashMap<Key, EntryId>,
-    mappings_max: usize,
-    wheel: Wheel,
+    mappings: Mappings<Key, Mapping>,
     inbox: Inbox,
 }
 
@@ -61,22 +67,25 @@ struct Key {
 }
 
 struct Mapping {
-    key: Key,
     socket: OwnedFd,
-    last_active: Tick,
+    oversize: Oversize,
+}
+
+/// Type and code of "port unreachable" (RFC 792, RFC 4443).
+const PORT_UNREACHABLE_V4: [u8; 2] = [3, 3];
+const PORT_UNREACHABLE_V6: [u8; 2] = [1, 4];
+
+/// The datagram whose port is closed inside, if a message says so: where it came from, and where
+/// it went.
+pub(crate) fn refused_datagram(packet: &Packet<'_>, message: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    let expected = if packet.source.is_ipv6() { PORT_UNREACHABLE_V6 } else { PORT_UNREACHABLE_V4 };
+    let (outside, inside) = quoted_datagram(message.get(ICMP_HEADER_BYTES..)?)?;
+    (message[..2] == expected && inside.ip() == packet.source).then_some((outside, inside))
 }
 
 impl Icmp {
     pub(crate) fn new(limits: &Limits, policy: Policy, poller: Arc<Poller>) -> Self {
-        Self {
-            poller,
-            policy,
-            mappings: Slab::new(),
-            by_key: HashMap::new(),
-            mappings_max: limits.ping_mappings,
-            wheel: Wheel::new(),
-            inbox: Inbox::new(),
-        }
+        Self { poller, policy, mappings: Mappings::new(limits.ping_mappings), inbox: Inbox::new() }
     }
 
     /// Takes a message from inside; it has at least 8 bytes.
@@ -105,55 +114,89 @@ impl Icmp {
             link.unreachable(from, packet, Unreachable::Prohibited);
             return;
         }
-        let key = Key { inside: packet.source, identifier: [message[4], message[5]] };
-        match self.send(now, key, packet.destination, message) {
-            Ok(()) => {}
-            // Whoever pings is told that it is not allowed, rather than left to wait.
-            Err(nix::Error::EACCES | nix::Error::EPERM) => {
-                link.unreachable(from, packet, Unreachable::Prohibited);
-            }
-            Err(nix::Error::ENETUNREACH | nix::Error::EADDRNOTAVAIL | nix::Error::EAFNOSUPPORT) => {
-                link.unreachable(from, packet, Unreachable::Network);
-            }
-            Err(nix::Error::EHOSTUNREACH) => link.unreachable(from, packet, Unreachable::Host),
-            Err(_) => link.counters.limited += 1,
+        let sent = onward_hop_limit(&self.policy, packet)
+            .and_then(|hop_limit| self.send(now, packet, message, hop_limit));
+        if let Err(undelivered) = sent {
+            let ends = (packet.source, packet.destination);
+            tell(link, &self.policy, ends, packet.bytes, undelivered);
         }
     }
 
-    fn send(&mut self, now: Tick, key: Key, to: IpAddr, message: &[u8]) -> nix::Result<()> {
-        let id = match self.by_key.get(&key) {
-            Some(&id) => id,
-            None => self.map(now, key)?,
+    fn send(
+        &mut self,
+        now: Tick,
+        packet: &Packet<'_>,
+        message: &[u8],
+        hop_limit: Option<u8>,
+    ) -> Result<(), Undelivered> {
+        let key = Key { inside: packet.source, identifier: [message[4], message[5]] };
+        let is_v6 = packet.source.is_ipv6();
+        let id = match self.mappings.find(&key) {
+            Some(id) => id,
+            None => self.map(now, key).map_err(|errno| Undelivered::of(&errno.into()))?,
         };
-        let Some(mapping) = self.mappings.get_mut(id) else { return Ok(()) };
-        mapping.last_active = now;
-        let to = SockaddrStorage::from(SocketAddr::new(to, 0));
-        sendto(mapping.socket.as_raw_fd(), message, &to, MsgFlags::MSG_DONTWAIT)?;
-        Ok(())
+        self.mappings.touch(now, id);
+        let Some((_, mapping)) = self.mappings.get_mut(id) else { return Ok(()) };
+        let oversize = if packet.dont_fragment { Oversize::Refuse } else { Oversize::Fragment };
+        if mapping.oversize != oversize {
+            // Where it cannot be set, pings are cut up.
+            _ = set_oversize(&mapping.socket, is_v6, oversize);
+            mapping.oversize = oversize;
+        }
+        let hop_limit = hop_limit.map(libc::c_int::from);
+        let control: Vec<_> = hop_limit
+            .iter()
+            .map(
+                |limit| {
+                    if is_v6 { ControlMessage::Ipv6HopLimit(limit) } else { ControlMessage::Ipv4Ttl(limit) }
+                },
+            )
+            .collect();
+        let to = SockaddrStorage::from(SocketAddr::new(packet.destination, 0));
+        let socket = mapping.socket.as_raw_fd();
+        let send = || {
+            sendmsg(socket, &[IoSlice::new(message)], &control, MsgFlags::MSG_DONTWAIT, Some(&to)).map(drop)
+        };
+        // The first error may be one about an earlier ping.
+        send().or_else(|_| send()).map_err(|errno| Undelivered::of(&errno.into()))
     }
 
     fn map(&mut self, now: Tick, key: Key) -> nix::Result<EntryId> {
-        if self.mappings.len() >= self.mappings_max {
+        if self.mappings.is_full() {
             return Err(nix::Error::EMFILE);
         }
-        let (family, protocol) = match key.inside {
-            IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
-            IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
+        let is_v6 = key.inside.is_ipv6();
+        let (family, protocol) = if is_v6 {
+            (AddressFamily::Inet6, SockProtocol::IcmpV6)
+        } else {
+            (AddressFamily::Inet, SockProtocol::Icmp)
         };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(family, SockType::Datagram, flags, protocol)?;
+        // Without it the inside is not told of errors, and waits.
+        if is_v6 {
+            _ = setsockopt(&socket, sockopt::Ipv6RecvErr, &true);
+        } else {
+            _ = setsockopt(&socket, sockopt::Ipv4RecvErr, &true);
+        }
         let id = self.mappings.next_id();
         self.poller.add(&socket, Token::Ping(id), Trigger::Level).map_err(|_| nix::Error::ENOMEM)?;
-        self.mappings.insert(Mapping { key, socket, last_active: now });
-        self.by_key.insert(key, id);
-        self.wheel.set(id.index, now + LIFETIME_MS);
-        Ok(id)
+        let mapping = Mapping { socket, oversize: Oversize::Fragment };
+        Ok(self.mappings.insert(now, key, mapping, LIFETIME_MS))
     }
 
-    /// Hands in the replies that have arrived.
-    pub(crate) fn ready<S: FrameSink>(&mut self, link: &mut Transmitter<S>, id: EntryId) {
-        let Some(mapping) = self.mappings.get_mut(id) else { return };
-        let echo = echo_of(mapping.key.inside);
+    /// Hands in the replies and errors that have arrived.
+    pub(crate) fn ready<S: FrameSink>(
+        &mut self,
+        link: &mut Transmitter<S>,
+        id: EntryId,
+        readiness: Readiness,
+    ) {
+        if readiness.hangup {
+            self.pass_errors_on(link, id);
+        }
+        let Some((key, mapping)) = self.mappings.get_mut(id) else { return };
+        let echo = echo_of(key.inside);
         for _ in 0..BATCHES_MAX {
             let Ok(may_have_more) = self.inbox.receive(&mapping.socket) else { break };
             for received in self.inbox.iter() {
@@ -164,8 +207,8 @@ impl Icmp {
                     continue;
                 }
                 let mut message = received.payload.to_vec();
-                message[4..6].copy_from_slice(&mapping.key.identifier);
-                link.icmp(Route { source: from, destination: mapping.key.inside }, &message);
+                message[4..6].copy_from_slice(&key.identifier);
+                link.icmp(Route { source: from, destination: key.inside }, &message);
             }
             if !may_have_more {
                 break;
@@ -173,23 +216,30 @@ impl Icmp {
         }
     }
 
-    /// Forgets identifiers that are silent.
-    pub(crate) fn expire(&mut self, now: Tick) {
-        let mut due = Vec::new();
-        self.wheel.advance(now, |index| due.push(index));
-        for index in due {
-            let Some((id, mapping)) = self.mappings.at_mut(index) else { continue };
-            let end = mapping.last_active + LIFETIME_MS;
-            if end > now {
-                self.wheel.set(index, end);
-            } else if let Some(mapping) = self.mappings.remove(id) {
-                self.by_key.remove(&mapping.key);
+    /// Tells the inside of the errors that its pings met. The host's socket has an identifier of
+    /// its own; what is quoted has the inside's.
+    fn pass_errors_on<S: FrameSink>(&mut self, link: &mut Transmitter<S>, id: EntryId) {
+        let Some((key, mapping)) = self.mappings.get_mut(id) else { return };
+        for _ in 0..ERRORS_MAX {
+            let Some(error) = take_error(&mapping.socket) else { return };
+            let mut header = error.quoted;
+            header[..4].copy_from_slice(&[echo_of(key.inside).request, 0, 0, 0]);
+            header[4..6].copy_from_slice(&key.identifier);
+            let route = Route { source: key.inside, destination: error.to.ip() };
+            if let Some(quoted) = route.packet(route.icmp_protocol(), &header) {
+                let ends = (key.inside, error.to.ip());
+                tell(link, &self.policy, ends, &quoted, Undelivered::of_queued(&error));
             }
         }
     }
 
+    /// Forgets identifiers that are silent.
+    pub(crate) fn expire(&mut self, now: Tick) {
+        self.mappings.expire(now);
+    }
+
     /// When [`expire`](Self::expire) must be called next.
     pub(crate) fn next_deadline(&self) -> Option<Tick> {
-        self.wheel.next()
+        self.mappings.next_deadline()
     }
 }

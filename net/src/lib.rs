@@ -28,7 +28,7 @@
 //! System calls: `accept4`, `bind`, `brk`, `clock_gettime`, `close`, `connect`, `epoll_create1`,
 //! `epoll_ctl`, `epoll_pwait`/`epoll_wait`, `fcntl`, `fstat`, `getpeername`, `getrandom`,
 //! `getsockname`, `getsockopt`, `ioctl` (FIONBIO on sockets; SIOCGIFINDEX for a zone in
-//! resolv.conf), `lseek`, `madvise`, `mmap`, `mremap`, `munmap`, `openat`, `read`, `recvfrom`,
+//! resolv.conf), `lseek`, `madvise`, `mmap`, `mremap`, `munmap`, `openat`, `prlimit64`, `read`, `recvfrom`,
 //! `recvmmsg`, `recvmsg`, `sendmsg`, `sendto`, `setsockopt`, `shutdown`, `socket`,
 //! `statx`/`newfstatat`, `write`, and what the allocator and a thread's end use (`futex`, `rt_sigprocmask`, `exit`).
 //! Socket families: AF_INET, AF_INET6; types SOCK_STREAM, SOCK_DGRAM.
@@ -39,6 +39,7 @@
 //!
 //! # Where later things have their place
 //! What a destination stands for, and so any egress policy: `policy`. Names: `dns::Dns::ask`.
+//! A flow's begin and end, and so a log of flows: `Tcp::insert` and `Tcp::vacate`, `nat::Mappings`.
 //! Every packet inward, and so capture and shaping: `device::Transmitter`; outward:
 //! `Gateway::packet`. Figures: [`Counters`](stack::Counters). A switch between namespaces would
 //! be another sink and source of packets beside the device.
@@ -48,6 +49,7 @@ mod clock;
 mod compose;
 mod config;
 mod counters;
+mod delivery;
 mod device;
 mod dns;
 mod frame;
@@ -55,6 +57,7 @@ mod gateway;
 mod host;
 mod icmp;
 pub mod link;
+mod nat;
 mod policy;
 mod poll;
 pub mod publish;

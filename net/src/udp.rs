@@ -18,29 +18,29 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setso
 
 use crate::compose::{Route, udp_header};
 use crate::config::Limits;
+use crate::delivery::{Undelivered, tell};
 use crate::device::{FrameSink, Transmitter, Unreachable};
-use crate::frame::{PROTOCOL_UDP, UDP_HEADER_BYTES};
+use crate::frame::{PROTOCOL_UDP, Packet, UDP_HEADER_BYTES};
+use crate::nat::{Client, Clients, Mappings};
 use crate::policy::Policy;
 use crate::poll::{Poller, Token, Trigger};
 use crate::publish::Bound;
-use crate::slab::{EntryId, Slab};
-use crate::sys::datagram::{Inbox, Received, take_icmp_error};
+use crate::slab::EntryId;
+use crate::sys::datagram::{Complaint, Inbox, Oversize, Received, set_oversize, take_error};
 use crate::tcp::Readiness;
-use crate::wheel::{Tick, Wheel};
+use crate::wheel::Tick;
 
 /// How long a mapping lives after its last datagram: while nothing has come back, and afterwards.
 /// Linux's connection tracking uses the same.
 const UNANSWERED_MS: Tick = 30_000;
 const ANSWERED_MS: Tick = 180_000;
 
-/// How long a published port's client is remembered.
-const CLIENT_MS: Tick = 180_000;
-
-/// Clients of published ports that are remembered at once.
-const CLIENTS_MAX: usize = 8_192;
-
 /// Batches that are read from one socket for one event.
 const BATCHES_MAX: usize = 4;
+
+/// A smaller hop limit than this was chosen by the sender, as traceroute does, and is kept. Others
+/// get the host's own, so that the extra router shows nowhere.
+const HOP_LIMIT_USUAL: u8 = 64;
 
 /// ICMP errors that are read from one socket for one event.
 const ERRORS_MAX: usize = 16;
@@ -60,10 +60,8 @@ const QUOTED_BYTES: usize = 64;
 pub(crate) struct Udp {
     poller: Arc<Poller>,
     policy: Policy,
-    mappings: Slab<Mapping>,
-    by_inside: HashMap<SocketAddr, EntryId>,
-    mappings_max: usize,
-    wheel: Wheel,
+    /// By the container's address and port.
+    mappings: Mappings<SocketAddr, Mapping>,
     published: HashMap<u32, Published>,
     clients: Clients,
     inbox: Inbox,
@@ -73,7 +71,7 @@ pub(crate) struct Udp {
 /// A datagram from inside, or a train of them.
 pub(crate) struct Datagram<'a> {
     /// The IP packet that it came in.
-    pub(crate) packet: &'a [u8],
+    pub(crate) packet: &'a Packet<'a>,
     pub(crate) inside: SocketAddr,
     /// Where it goes, as the inside sees it.
     pub(crate) outside: SocketAddr,
@@ -99,6 +97,8 @@ struct Way {
     through: Through,
     from: Option<IpAddr>,
     to: SocketAddr,
+    oversize: Oversize,
+    hop_limit: Option<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,10 +108,10 @@ enum Through {
 }
 
 struct Mapping {
-    inside: SocketAddr,
     socket: UdpSocket,
-    answered: bool,
-    last_active: Tick,
+    oversize: Oversize,
+    /// Where the last datagram went, as the inside sees it.
+    last_outside: SocketAddr,
 }
 
 struct Published {
@@ -119,41 +119,12 @@ struct Published {
     container_port: u16,
 }
 
-/// A client as the inside sees it, and the container's end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct ClientKey {
-    inside: SocketAddr,
-    outside: SocketAddr,
-}
-
-struct Client {
-    listener: u32,
-    address: SocketAddr,
-    /// The host's address that it had sent to.
-    sent_to: Option<IpAddr>,
-    last_active: Tick,
-}
-
-/// Why a datagram from inside was not sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Undelivered {
-    /// The inside is told.
-    Unreachable(Unreachable),
-    /// The limit of mappings is reached.
-    Limited,
-    /// Lost, as datagrams may be.
-    Lost,
-}
-
 impl Udp {
     pub(crate) fn new(limits: &Limits, policy: Policy, poller: Arc<Poller>) -> Self {
         Self {
             poller,
             policy,
-            mappings: Slab::new(),
-            by_inside: HashMap::new(),
-            mappings_max: limits.udp_mappings,
-            wheel: Wheel::new(),
+            mappings: Mappings::new(limits.udp_mappings),
             published: HashMap::new(),
             clients: Clients::default(),
             inbox: Inbox::new(),
@@ -169,7 +140,7 @@ impl Udp {
         } else {
             _ = setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true);
         }
-        prepare(&socket);
+        prepare(&socket, bound.address.is_ipv6());
         self.poller.add(&socket, Token::Listener(index), Trigger::Level)?;
         let container_port = bound.container_port;
         self.published.insert(index, Published { socket, container_port });
@@ -186,10 +157,12 @@ impl Udp {
         datagram: &Datagram<'_>,
         to: Option<SocketAddr>,
     ) {
-        let key = (datagram.inside, datagram.outside);
-        let way = match self.way(link, now, key, to) {
+        let way = match self.way(link, now, datagram, to) {
             Ok(way) => way,
-            Err(undelivered) => return self.tell(link, key, datagram.packet, undelivered),
+            Err(undelivered) => {
+                let ends = (datagram.inside.ip(), datagram.outside.ip());
+                return tell(link, &self.policy, ends, datagram.packet.bytes, undelivered);
+            }
         };
         if self.outgoing.board(way, datagram) {
             return;
@@ -206,13 +179,23 @@ impl Udp {
         let (Some(way), Some(key)) = (self.outgoing.way.take(), self.outgoing.key.take()) else { return };
         let mut outgoing = std::mem::take(&mut self.outgoing);
         let socket = match way.through {
-            Through::Mapping(id) => self.mappings.get_mut(id).map(|mapping| mapping.socket.as_fd()),
+            Through::Mapping(id) => self.mappings.get_mut(id).map(|(inside, mapping)| {
+                if mapping.oversize != way.oversize {
+                    // Where it cannot be set, datagrams are cut up, as most senders wish.
+                    _ = set_oversize(&mapping.socket, inside.is_ipv6(), way.oversize);
+                    mapping.oversize = way.oversize;
+                }
+                mapping.socket.as_fd()
+            }),
             Through::Published(index) => self.published.get(&index).map(|published| published.socket.as_fd()),
         };
         if let Some(socket) = socket
             && let Err(error) = send_all(socket, way, &outgoing.bytes, outgoing.segment_bytes)
         {
-            self.tell(link, key, &outgoing.quoted, undelivered(&error));
+            let ends = (key.0.ip(), key.1.ip());
+            let is_oversize = error.raw_os_error() == Some(libc::EMSGSIZE);
+            let undelivered = if is_oversize { too_big(socket) } else { Undelivered::of(&error) };
+            tell(link, &self.policy, ends, &outgoing.quoted, undelivered);
         }
         outgoing.bytes.clear();
         self.outgoing = outgoing;
@@ -223,75 +206,61 @@ impl Udp {
         &mut self,
         link: &mut Transmitter<S>,
         now: Tick,
-        (inside, outside): (SocketAddr, SocketAddr),
+        datagram: &Datagram<'_>,
         to: Option<SocketAddr>,
     ) -> Result<Way, Undelivered> {
-        if let Some(client) = self.clients.by_key.get_mut(&ClientKey { inside, outside }) {
-            client.last_active = now;
+        let Datagram { packet, inside, outside, .. } = *datagram;
+        let hop_limit = onward_hop_limit(&self.policy, packet)?;
+        let oversize = if packet.dont_fragment { Oversize::Refuse } else { Oversize::Fragment };
+        if let Some(client) = self.clients.find(now, inside, outside) {
             let through = Through::Published(client.listener);
-            return Ok(Way { through, from: client.sent_to, to: client.address });
+            return Ok(Way { through, from: client.sent_to, to: client.address, oversize, hop_limit });
         }
         let to = to.ok_or(Undelivered::Unreachable(Unreachable::Port))?;
-        let id = match self.by_inside.get(&inside) {
-            Some(&id) => id,
+        let id = match self.mappings.find(&inside) {
+            Some(id) => id,
             None => {
+                let id = self.map(now, inside, outside)?;
                 link.counters.udp_mappings += 1;
-                self.map(now, inside)?
+                id
             }
         };
-        if let Some(mapping) = self.mappings.get_mut(id) {
-            mapping.last_active = now;
+        self.mappings.touch(now, id);
+        if let Some((_, mapping)) = self.mappings.get_mut(id) {
+            mapping.last_outside = outside;
         }
-        Ok(Way { through: Through::Mapping(id), from: None, to })
+        Ok(Way { through: Through::Mapping(id), from: None, to, oversize, hop_limit })
     }
 
-    /// Tells the inside that a datagram of its could not be delivered. A missing port is the
-    /// destination's own message, the rest the gateway's.
-    fn tell<S: FrameSink>(
-        &self,
-        link: &mut Transmitter<S>,
-        (inside, outside): (SocketAddr, SocketAddr),
-        quoted: &[u8],
-        undelivered: Undelivered,
-    ) {
-        match undelivered {
-            Undelivered::Lost => {}
-            Undelivered::Limited => link.counters.limited += 1,
-            Undelivered::Unreachable(why) => {
-                let from = match why {
-                    Unreachable::Port => outside.ip(),
-                    _ => self.policy.addresses().gateway_like(outside.ip()),
-                };
-                link.unreachable_quoting(from, inside.ip(), quoted, why);
-            }
-        }
-    }
-
-    fn map(&mut self, now: Tick, inside: SocketAddr) -> Result<EntryId, Undelivered> {
-        if self.mappings.len() >= self.mappings_max {
+    fn map(&mut self, now: Tick, inside: SocketAddr, outside: SocketAddr) -> Result<EntryId, Undelivered> {
+        if self.mappings.is_full() {
             return Err(Undelivered::Limited);
         }
         let any: IpAddr = match inside {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let socket = UdpSocket::bind(SocketAddr::new(any, 0)).map_err(|error| undelivered(&error))?;
-        prepare(&socket);
-        // Without it nobody tells the inside of a closed port.
-        if inside.is_ipv4() {
-            _ = setsockopt(&socket, sockopt::Ipv4RecvErr, &true);
-        } else {
-            _ = setsockopt(&socket, sockopt::Ipv6RecvErr, &true);
-        }
+        let socket = UdpSocket::bind(SocketAddr::new(any, 0)).map_err(|error| Undelivered::of(&error))?;
+        prepare(&socket, inside.is_ipv6());
         let id = self.mappings.next_id();
         socket
             .set_nonblocking(true)
             .and_then(|()| self.poller.add(&socket, Token::Udp(id), Trigger::Level))
-            .map_err(|error| undelivered(&error))?;
-        self.mappings.insert(Mapping { inside, socket, answered: false, last_active: now });
-        self.by_inside.insert(inside, id);
-        self.wheel.set(id.index, now + UNANSWERED_MS);
-        Ok(id)
+            .map_err(|error| Undelivered::of(&error))?;
+        let mapping = Mapping { socket, oversize: Oversize::Fragment, last_outside: outside };
+        Ok(self.mappings.insert(now, inside, mapping, UNANSWERED_MS))
+    }
+
+    /// Takes the inside's word that nobody there is at a port any more: its mapping ends, and
+    /// whoever sends to it next is told by the host's kernel. Only if the mapping's last
+    /// correspondent is the one who was turned away: a connected socket turns strangers away.
+    pub(crate) fn inside_refuses(&mut self, inside: SocketAddr, outside: SocketAddr) {
+        if let Some(id) = self.mappings.find(&inside)
+            && let Some((_, mapping)) = self.mappings.get_mut(id)
+            && mapping.last_outside == outside
+        {
+            self.mappings.remove(id);
+        }
     }
 
     /// Hands in what has arrived at a mapping.
@@ -305,23 +274,18 @@ impl Udp {
         if readiness.hangup {
             self.pass_errors_on(link, id);
         }
-        let Some(mapping) = self.mappings.get_mut(id) else {
-            return;
-        };
         for _ in 0..BATCHES_MAX {
+            let Some((inside, mapping)) = self.mappings.get_mut(id) else { break };
             let Ok(may_have_more) = self.inbox.receive(&mapping.socket) else { break };
             for received in self.inbox.iter() {
                 let Some(from) = self.policy.answer_inside(received.from) else {
                     link.counters.prohibited += 1;
                     continue;
                 };
-                hand_in(link, from, mapping.inside, &received);
+                hand_in(link, from, inside, &received);
             }
-            if !mapping.answered {
-                mapping.answered = true;
-                self.wheel.set(id.index, now + ANSWERED_MS);
-            }
-            mapping.last_active = now;
+            self.mappings.touch(now, id);
+            self.mappings.set_lifetime(id, ANSWERED_MS);
             if !may_have_more {
                 break;
             }
@@ -329,25 +293,28 @@ impl Udp {
         link.depart();
     }
 
-    /// Tells the inside of the ICMP errors that its datagrams met. The datagrams are gone; what an
-    /// error quotes of one is made from its addresses.
+    /// Tells the inside of the errors that its datagrams met.
     fn pass_errors_on<S: FrameSink>(&mut self, link: &mut Transmitter<S>, id: EntryId) {
         for _ in 0..ERRORS_MAX {
-            let Some(mapping) = self.mappings.get_mut(id) else { return };
-            let Some(error) = take_icmp_error(&mapping.socket) else { return };
-            let inside = mapping.inside;
-            let Some(outside) = self.policy.answer_inside(error.to) else { continue };
-            let mut header = [0; UDP_HEADER_BYTES];
-            udp_header(&mut header, inside.port(), outside.port(), 0, 0);
-            let route = Route { source: inside.ip(), destination: outside.ip() };
-            let Some(quoted) = route.packet(PROTOCOL_UDP, &header) else { return };
-            let undelivered = undelivered(&io::Error::from_raw_os_error(error.errno));
-            self.tell(link, (inside, outside), &quoted, undelivered);
+            let Some((inside, mapping)) = self.mappings.get_mut(id) else { return };
+            let Some(error) = take_error(&mapping.socket) else { return };
+            if let Some(outside) = self.policy.answer_inside(error.to) {
+                tell_later(link, &self.policy, inside, outside, Undelivered::of_queued(&error));
+            }
         }
     }
 
     /// Hands in what clients have sent to a published port.
-    pub(crate) fn published_ready<S: FrameSink>(&mut self, link: &mut Transmitter<S>, now: Tick, index: u32) {
+    pub(crate) fn published_ready<S: FrameSink>(
+        &mut self,
+        link: &mut Transmitter<S>,
+        now: Tick,
+        index: u32,
+        readiness: Readiness,
+    ) {
+        if readiness.hangup {
+            self.pass_clients_errors_on(link, index);
+        }
         let Some(published) = self.published.get(&index) else { return };
         let container_port = published.container_port;
         for _ in 0..BATCHES_MAX {
@@ -356,7 +323,8 @@ impl Udp {
                 let outside = self.policy.source_inside(received.from);
                 let container = self.policy.addresses().container_like(outside.ip());
                 let inside = SocketAddr::new(container, container_port);
-                match self.clients.remember(now, index, inside, outside, &received) {
+                let client = Client { listener: index, address: received.from, sent_to: received.sent_to };
+                match self.clients.remember(now, inside, outside, client) {
                     Some(outside) => hand_in(link, outside, inside, &received),
                     None => link.counters.limited += 1,
                 }
@@ -368,86 +336,28 @@ impl Udp {
         link.depart();
     }
 
-    /// Ends mappings that have been silent for too long.
-    pub(crate) fn expire(&mut self, now: Tick) {
-        let mut due = Vec::new();
-        self.wheel.advance(now, |index| due.push(index));
-        for index in due {
-            let Some((id, mapping)) = self.mappings.at_mut(index) else {
-                continue;
-            };
-            let lifetime = if mapping.answered { ANSWERED_MS } else { UNANSWERED_MS };
-            let end = mapping.last_active + lifetime;
-            if end > now {
-                self.wheel.set(index, end);
-            } else if let Some(mapping) = self.mappings.remove(id) {
-                self.by_inside.remove(&mapping.inside);
+    /// Tells the inside of the errors that its answers to clients met.
+    fn pass_clients_errors_on<S: FrameSink>(&mut self, link: &mut Transmitter<S>, index: u32) {
+        let Some(published) = self.published.get(&index) else { return };
+        for _ in 0..ERRORS_MAX {
+            let Some(error) = take_error(&published.socket) else { return };
+            let wanted = self.policy.source_inside(error.to);
+            let container = self.policy.addresses().container_like(wanted.ip());
+            let inside = SocketAddr::new(container, published.container_port);
+            if let Some(outside) = self.clients.appearance(inside, wanted, index, error.to) {
+                tell_later(link, &self.policy, inside, outside, Undelivered::of_queued(&error));
             }
         }
+    }
+
+    /// Ends mappings that have been silent for too long.
+    pub(crate) fn expire(&mut self, now: Tick) {
+        self.mappings.expire(now);
     }
 
     /// When [`expire`](Self::expire) must be called next.
     pub(crate) fn next_deadline(&self) -> Option<Tick> {
-        self.wheel.next()
-    }
-}
-
-/// The clients of published ports.
-#[derive(Default)]
-struct Clients {
-    by_key: HashMap<ClientKey, Client>,
-    swept_at: Tick,
-}
-
-impl Clients {
-    /// Notes a client, so that answers find it. Its port as seen inside is another where two
-    /// clients would look alike. None if there are too many.
-    fn remember(
-        &mut self,
-        now: Tick,
-        listener: u32,
-        inside: SocketAddr,
-        mut outside: SocketAddr,
-        received: &Received<'_>,
-    ) -> Option<SocketAddr> {
-        const PORT_TRIES: u16 = 64;
-        for _ in 0..PORT_TRIES {
-            let key = ClientKey { inside, outside };
-            match self.by_key.get_mut(&key) {
-                Some(client) if client.listener == listener && client.address == received.from => {
-                    client.last_active = now;
-                    client.sent_to = received.sent_to;
-                    return Some(outside);
-                }
-                Some(_) => outside.set_port(outside.port().wrapping_sub(1).max(1)),
-                None => {
-                    self.sweep(now);
-                    if self.by_key.len() >= CLIENTS_MAX {
-                        return None;
-                    }
-                    let client = Client {
-                        listener,
-                        address: received.from,
-                        sent_to: received.sent_to,
-                        last_active: now,
-                    };
-                    self.by_key.insert(key, client);
-                    return Some(outside);
-                }
-            }
-        }
-        None
-    }
-
-    /// Forgets silent clients, once in their lifetime, or each second when there are too many.
-    fn sweep(&mut self, now: Tick) {
-        const FULL_SWEEP_MS: Tick = 1_000;
-        let pause = if self.by_key.len() >= CLIENTS_MAX { FULL_SWEEP_MS } else { CLIENT_MS };
-        if now < self.swept_at + pause {
-            return;
-        }
-        self.swept_at = now;
-        self.by_key.retain(|_, client| now < client.last_active + CLIENT_MS);
+        self.mappings.next_deadline()
     }
 }
 
@@ -476,7 +386,8 @@ impl Outgoing {
         self.bytes.clear();
         self.bytes.extend(datagram.payload);
         self.quoted.clear();
-        self.quoted.extend(&datagram.packet[..datagram.packet.len().min(QUOTED_BYTES)]);
+        let packet = datagram.packet.bytes;
+        self.quoted.extend(&packet[..packet.len().min(QUOTED_BYTES)]);
     }
 
     /// Whether others could join it.
@@ -488,23 +399,59 @@ impl Outgoing {
 }
 
 /// Settings that make a socket better and whose lack does no harm.
-fn prepare(socket: &impl AsFd) {
+fn prepare(socket: &impl AsFd, is_v6: bool) {
     // Bursts wait here while the gateway is busy elsewhere.
     const RECEIVE_BYTES: usize = 1 << 20;
     _ = setsockopt(socket, sockopt::UdpGroSegment, &true);
     _ = setsockopt(socket, sockopt::RcvBuf, &RECEIVE_BYTES);
+    // Without it nobody tells the inside of a closed port.
+    if is_v6 {
+        _ = setsockopt(socket, sockopt::Ipv6RecvErr, &true);
+    } else {
+        _ = setsockopt(socket, sockopt::Ipv4RecvErr, &true);
+    }
 }
 
-fn undelivered(error: &io::Error) -> Undelivered {
-    match error.raw_os_error() {
-        Some(libc::ENETUNREACH | libc::ENETDOWN | libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL) => {
-            Undelivered::Unreachable(Unreachable::Network)
+/// The hop limit that a packet from inside goes on with; none is the host's own.
+///
+/// # Errors
+/// It may not go on.
+pub(crate) fn onward_hop_limit(policy: &Policy, packet: &Packet<'_>) -> Result<Option<u8>, Undelivered> {
+    if policy.is_gateway(packet.destination) {
+        return Ok(None);
+    }
+    match packet.hop_limit {
+        0 | 1 => Err(Undelivered::Unreachable(Unreachable::HopLimit)),
+        limit => Ok((limit < HOP_LIMIT_USUAL).then(|| limit - 1)),
+    }
+}
+
+/// The MTU of the path that a datagram did not fit, as the kernel has just noted it. What else waits
+/// in the queue is let go: it is rare beside this, and will come again.
+fn too_big(socket: BorrowedFd<'_>) -> Undelivered {
+    let mut undelivered = Undelivered::Lost;
+    for _ in 0..ERRORS_MAX {
+        let Some(error) = take_error(socket) else { break };
+        if matches!(error.complaint, Complaint::Local { errno: libc::EMSGSIZE, .. }) {
+            undelivered = Undelivered::of_queued(&error);
         }
-        Some(libc::EHOSTUNREACH | libc::EHOSTDOWN) => Undelivered::Unreachable(Unreachable::Host),
-        Some(libc::ECONNREFUSED) => Undelivered::Unreachable(Unreachable::Port),
-        Some(libc::EACCES | libc::EPERM) => Undelivered::Unreachable(Unreachable::Prohibited),
-        Some(libc::EMFILE | libc::ENFILE) => Undelivered::Limited,
-        _ => Undelivered::Lost,
+    }
+    undelivered
+}
+
+/// Tells the inside of a datagram that is gone: what the error quotes is made from its addresses.
+fn tell_later<S: FrameSink>(
+    link: &mut Transmitter<S>,
+    policy: &Policy,
+    inside: SocketAddr,
+    outside: SocketAddr,
+    undelivered: Undelivered,
+) {
+    let mut header = [0; UDP_HEADER_BYTES];
+    udp_header(&mut header, inside.port(), outside.port(), 0, 0);
+    let route = Route { source: inside.ip(), destination: outside.ip() };
+    if let Some(quoted) = route.packet(PROTOCOL_UDP, &header) {
+        tell(link, policy, (inside.ip(), outside.ip()), &quoted, undelivered);
     }
 }
 
@@ -547,12 +494,11 @@ fn send_all(socket: BorrowedFd<'_>, way: Way, bytes: &[u8], segment_bytes: usize
 
 fn send_one(socket: BorrowedFd<'_>, way: Way, payload: &[u8], train: Option<u16>) -> io::Result<()> {
     match try_send(socket, way, payload, train) {
+        Err(errno @ (nix::Error::EAGAIN | nix::Error::ENOBUFS | nix::Error::ENOMEM)) => Err(errno.into()),
         // It may be an ICMP error about an earlier datagram, perhaps to somebody else: each is
         // reported once.
-        Err(nix::Error::ECONNREFUSED | nix::Error::EHOSTUNREACH | nix::Error::ENETUNREACH) => {
-            Ok(try_send(socket, way, payload, train)?)
-        }
-        result => Ok(result?),
+        Err(_) => Ok(try_send(socket, way, payload, train)?),
+        Ok(()) => Ok(()),
     }
 }
 
@@ -576,6 +522,12 @@ fn try_send(socket: BorrowedFd<'_>, way: Way, payload: &[u8], train: Option<u16>
             };
             control.push(ControlMessage::Ipv6PacketInfo(&v6_info));
         }
+        None => {}
+    }
+    let hop_limit = way.hop_limit.map(libc::c_int::from);
+    match &hop_limit {
+        Some(hop_limit) if way.to.is_ipv6() => control.push(ControlMessage::Ipv6HopLimit(hop_limit)),
+        Some(hop_limit) => control.push(ControlMessage::Ipv4Ttl(hop_limit)),
         None => {}
     }
     if let Some(size) = &train {

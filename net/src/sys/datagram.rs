@@ -110,44 +110,125 @@ impl Inbox {
     }
 }
 
-/// An ICMP error that a socket with IP_RECVERR or IPV6_RECVERR has received.
+/// How much of the datagram that met an error is looked at: an ICMP echo header.
+const QUOTED_BYTES: usize = 8;
+
+/// Who says that a datagram could not be delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct IcmpError {
+pub(crate) enum Complaint {
+    /// A router or the destination, with this ICMP message.
+    Icmp {
+        /// Type and code in the family of the socket.
+        kind: u8,
+        code: u8,
+        /// What the message has in its second word: an MTU.
+        info: u32,
+        /// Who sent it.
+        offender: Option<IpAddr>,
+    },
+    /// The host's own kernel, with an errno, and the path's MTU where it is EMSGSIZE.
+    Local { errno: i32, mtu_bytes: u32 },
+}
+
+/// An error that a socket with IP_RECVERR or IPV6_RECVERR has received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DeliveryError {
     /// Where the datagram had gone.
     pub(crate) to: SocketAddr,
-    /// The error as a system call would report it.
-    pub(crate) errno: i32,
+    pub(crate) complaint: Complaint,
+    /// The first bytes of its payload, as far as they came back.
+    pub(crate) quoted: [u8; QUOTED_BYTES],
 }
 
 /// Takes the oldest error from a socket's queue.
-pub(crate) fn take_icmp_error(socket: impl AsFd) -> Option<IcmpError> {
+pub(crate) fn take_error(socket: impl AsFd) -> Option<DeliveryError> {
     // SAFETY: plain old data, for which all zeroes is a valid value.
     let mut name: libc::sockaddr_storage = unsafe { zeroed() };
     // SAFETY: the same; null pointers with zero lengths.
     let mut header: libc::msghdr = unsafe { zeroed() };
     let mut control: Control = [0; 16];
+    let mut quoted = [0; QUOTED_BYTES];
+    let mut part = libc::iovec { iov_base: quoted.as_mut_ptr().cast(), iov_len: quoted.len() };
     header.msg_name = (&raw mut name).cast();
     header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
     header.msg_control = (&raw mut control).cast();
     header.msg_controllen = size_of::<Control>() as _;
     // SAFETY: the header's pointers lead to the variables above, with their true lengths; the
-    // datagram itself is cut off for want of room.
+    // rest of the datagram is cut off for want of room.
     let result = unsafe {
         libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT)
     };
     if result < 0 {
         return None;
     }
-    let mut error = None;
+    let mut complaint = None;
     for_each_control(&header, |level, kind, data, holds| {
         let is_error =
             matches!((level, kind), (libc::SOL_IP, libc::IP_RECVERR) | (libc::SOL_IPV6, libc::IPV6_RECVERR));
-        if is_error && holds(size_of::<libc::sock_extended_err>()) {
-            // SAFETY: the message holds a whole sock_extended_err, perhaps not aligned for it.
-            error = Some(unsafe { ptr::read_unaligned(data.cast::<libc::sock_extended_err>()) });
+        if !is_error || !holds(size_of::<libc::sock_extended_err>()) {
+            return;
         }
+        // SAFETY: the message holds a whole sock_extended_err, perhaps not aligned for it.
+        let error = unsafe { ptr::read_unaligned(data.cast::<libc::sock_extended_err>()) };
+        complaint = Some(match error.ee_origin {
+            libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6 => Complaint::Icmp {
+                kind: error.ee_type,
+                code: error.ee_code,
+                info: error.ee_info,
+                offender: offender(data, holds),
+            },
+            _ => Complaint::Local { errno: error.ee_errno as i32, mtu_bytes: error.ee_info },
+        });
     });
-    Some(IcmpError { to: socket_address(&name)?, errno: error?.ee_errno as i32 })
+    Some(DeliveryError { to: socket_address(&name)?, complaint: complaint?, quoted })
+}
+
+/// The address behind a sock_extended_err.
+fn offender(data: *const u8, holds: &dyn Fn(usize) -> bool) -> Option<IpAddr> {
+    let at = size_of::<libc::sock_extended_err>();
+    // SAFETY: all zeroes is a valid sockaddr_storage.
+    let mut storage: libc::sockaddr_storage = unsafe { zeroed() };
+    let bytes = [size_of::<libc::sockaddr_in6>(), size_of::<libc::sockaddr_in>()]
+        .into_iter()
+        .find(|&bytes| holds(at + bytes))?;
+    // SAFETY: the message holds so many bytes there, and a storage has room for either address.
+    unsafe { ptr::copy_nonoverlapping(data.wrapping_add(at), (&raw mut storage).cast::<u8>(), bytes) };
+    socket_address(&storage).map(|address| address.ip())
+}
+
+/// What becomes of datagrams that are longer than the path's MTU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Oversize {
+    /// They are cut up.
+    Fragment,
+    /// They are refused with EMSGSIZE.
+    Refuse,
+}
+
+/// Sets what becomes of a socket's oversize datagrams (ip(7), IP_MTU_DISCOVER).
+pub(crate) fn set_oversize(socket: impl AsFd, is_v6: bool, oversize: Oversize) -> io::Result<()> {
+    let value: libc::c_int = match oversize {
+        Oversize::Fragment => libc::IP_PMTUDISC_WANT,
+        Oversize::Refuse => libc::IP_PMTUDISC_DO,
+    };
+    let (level, name) = if is_v6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
+    };
+    // SAFETY: the option takes an int, whose address and size these are.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Notes what the control messages of a header that recvmmsg has filled say.
@@ -227,9 +308,12 @@ mod tests {
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         setsockopt(&sender, sockopt::Ipv4RecvErr, &true).unwrap();
         sender.send_to(b"hello", closed).unwrap();
-        let expected = IcmpError { to: closed, errno: libc::ECONNREFUSED };
-        assert_eq!(take_icmp_error(&sender), Some(expected));
-        assert_eq!(take_icmp_error(&sender), None);
+        let error = take_error(&sender).unwrap();
+        assert_eq!(error.to, closed);
+        let offender = Some("127.0.0.1".parse().unwrap());
+        assert_eq!(error.complaint, Complaint::Icmp { kind: 3, code: 3, info: 0, offender });
+        assert_eq!(&error.quoted[..5], b"hello");
+        assert_eq!(take_error(&sender), None);
     }
 
     #[test]

@@ -39,6 +39,7 @@ use crate::compose::{Route, fold, sum};
 use crate::config::Limits;
 use crate::device::{FrameSink, Transmitter, Unreachable};
 use crate::frame::{self, PROTOCOL_TCP, Packet, Segment, Transport};
+use crate::nat::port_before;
 use crate::slab::GENERATION_MASK;
 use crate::sys::ring::Arena;
 use crate::wheel::{Tick, Wheel};
@@ -111,10 +112,11 @@ impl Refusal {
             Some(libc::ENETUNREACH | libc::ENETDOWN | libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL) => {
                 Self::Unreachable(Unreachable::Network)
             }
-            Some(libc::EHOSTUNREACH | libc::EHOSTDOWN) => Self::Unreachable(Unreachable::Host),
+            // After a time-out the inside would wait on for as long as its own settings say.
+            Some(libc::EHOSTUNREACH | libc::EHOSTDOWN | libc::ETIMEDOUT) => {
+                Self::Unreachable(Unreachable::Host)
+            }
             Some(libc::EACCES | libc::EPERM) => Self::Unreachable(Unreachable::Prohibited),
-            // The inside has waited as long as the host has; it gives up by itself.
-            Some(libc::ETIMEDOUT) => Self::Silence,
             // Out of descriptors or memory: the attempt is repeated, and may find some then.
             Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN) => Self::Silence,
             _ => Self::Reset,
@@ -564,14 +566,12 @@ impl<S: Stream> Tcp<S> {
     }
 
     /// The key, or one with another source port if it is taken.
-    fn untaken(&self, key: FlowKey) -> Option<FlowKey> {
+    fn untaken(&self, mut key: FlowKey) -> Option<FlowKey> {
         (0..PORT_TRIES)
-            .map(|step| {
-                let mut key = key;
-                let port = key.outside.port();
-                // Downwards, into what is ephemeral for most clients; never 0.
-                key.outside.set_port(port.wrapping_sub(step).max(1));
-                key
+            .map(|_| {
+                let taken = key;
+                key.outside.set_port(port_before(key.outside.port()));
+                taken
             })
             .find(|key| !self.by_key.contains_key(key))
     }

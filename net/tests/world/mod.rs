@@ -11,14 +11,14 @@
 mod sys;
 
 use std::io::{IoSlice, IoSliceMut, Read, Write};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
 use std::thread;
 use std::time::Duration;
 
-use net::link::{LinkConfig, Tun, create_tun};
+use net::link::{self, LinkConfig, Tun, create_tun};
 use net::publish::{self, Bound, Publish};
 use net::{Addresses, Config, Gateway, HostRoutes};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -27,6 +27,9 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg,
     sendmsg, socket,
 };
+
+/// Set in the process that plays a host of the test's own.
+const PRIVATE_HOST: &str = "HOSTEL_NET_TEST_HOST";
 
 /// Set in the process inside, to the number of its socket.
 const INSIDE: &str = "HOSTEL_NET_TEST_INSIDE";
@@ -71,7 +74,20 @@ impl Peer {
 pub(crate) struct World {
     pub config: Config,
     pub publish: Vec<Publish>,
+    /// The gateway runs on this host, not on the machine itself.
+    pub host: Option<PrivateHost>,
 }
+
+/// A network namespace of the test's own, in a process of its own, that plays the host.
+pub(crate) struct PrivateHost {
+    /// The MTU of its only interface, the loopback.
+    pub mtu_bytes: u32,
+    /// Settings below /proc/sys/net.
+    pub sysctls: &'static [(&'static str, &'static str)],
+}
+
+/// An address that a private host has besides the loopback's. It has no route to anything else.
+pub(crate) const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 impl World {
     /// The defaults, with the host's loopback open: the tests' servers are there.
@@ -79,7 +95,7 @@ impl World {
         // Not the host's routes: inside they are others, and both halves need the same answer.
         let mut config = Config::new(Addresses::default_for(&HostRoutes::default()));
         config.host_loopback = net::HostLoopback::All;
-        Self { config, publish: Vec::new() }
+        Self { config, publish: Vec::new(), host: None }
     }
 
     /// Whether this is the inside's process, where the host's addresses cannot be looked up.
@@ -103,6 +119,15 @@ impl World {
             eprintln!("SKIPPED {test}: {reason}");
             return;
         }
+        match &self.host {
+            Some(host) if std::env::var_os(PRIVATE_HOST).is_some() => host.set_up(),
+            Some(_) => {
+                let status = again(test).env(PRIVATE_HOST, "1").status().expect("this binary again");
+                assert!(status.success(), "{test} failed on its own host: {status}");
+                return;
+            }
+            None => {}
+        }
         self.run_outside(test, outside);
     }
 
@@ -123,6 +148,16 @@ impl World {
         drop(stop);
         thread.join().expect("no panic in the gateway").expect("the gateway ends well");
         assert!(status.success(), "the inside of {test} failed: {status}");
+    }
+}
+
+impl PrivateHost {
+    fn set_up(&self) {
+        link::bring_up_loopback().expect("a loopback");
+        sys::set_up_loopback(HOST_ADDRESS, self.mtu_bytes).expect("an address and an MTU");
+        for (name, value) in self.sysctls {
+            std::fs::write(format!("/proc/sys/net/{name}"), value).expect("a setting");
+        }
     }
 }
 
@@ -153,14 +188,21 @@ fn unavailable() -> Option<String> {
 
 fn spawn_inside(test: &str, socket: &UnixStream) -> Child {
     fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).expect("a descriptor to inherit");
-    // A thread cannot enter a user namespace, and a test is run in one.
-    Command::new("unshare")
-        .arg("-Urn")
-        .arg(std::env::current_exe().expect("this binary's path"))
-        .args(["--exact", test, "--test-threads=1", "--nocapture", "--quiet"])
-        .env(INSIDE, socket.as_raw_fd().to_string())
-        .spawn()
-        .expect("this binary again")
+    again(test).env(INSIDE, socket.as_raw_fd().to_string()).spawn().expect("this binary again")
+}
+
+/// This binary for this one test, as root of new user and network namespaces. A thread cannot enter
+/// a user namespace, and a test is run in one.
+fn again(test: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.arg("-Urn").arg(std::env::current_exe().expect("this binary's path")).args([
+        "--exact",
+        test,
+        "--test-threads=1",
+        "--nocapture",
+        "--quiet",
+    ]);
+    command
 }
 
 fn run_inside(socket: OwnedFd, config: &Config, inside: impl FnOnce(&mut Peer, &Config)) {
@@ -211,4 +253,19 @@ pub(crate) fn raw_socket() -> OwnedFd {
 pub(crate) fn send_raw(socket: &OwnedFd, packet: &[u8]) {
     let index = if_nametoindex("eth0").expect("the interface");
     sys::send_to_interface(socket, index, packet);
+}
+
+/// Forbids that datagrams are cut up: what is too long for the path is refused.
+pub(crate) fn refuse_oversize(socket: &UdpSocket, is_v6: bool) {
+    let (level, name) = if is_v6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
+    };
+    sys::set_option(socket, level, name, libc::IP_PMTUDISC_DO).expect("an option");
+}
+
+/// Sets the hop limit of what is sent.
+pub(crate) fn set_hop_limit(socket: &UdpSocket, limit: i32) {
+    sys::set_option(socket, libc::IPPROTO_IP, libc::IP_TTL, limit).expect("an option");
 }
