@@ -53,6 +53,9 @@ mod delivery;
 mod device;
 mod dns;
 mod frame;
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(fuzzing, doc(hidden))]
+pub mod fuzzing;
 mod gateway;
 mod host;
 mod icmp;

@@ -11,6 +11,7 @@ use super::{CliError, Context, Exit, Outcome};
 use crate::id::{ContainerId, Name};
 use crate::image;
 use crate::plan::{self, BuildFacts, HostRoot, NetworkMode, RunRequest};
+use crate::sandbox::exec;
 use crate::sandbox::idmap::{Facts, choose};
 use crate::store::containers::{self, Containers, RECORD_VERSION, Record};
 use crate::store::{Store, VolumeMeta};
@@ -55,7 +56,7 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
     let maps = choose(&Facts::gather(), None);
     let working_directory = std::env::current_dir()?;
     let peer = match &request.network.mode {
-        NetworkMode::Container(reference) => Some(containers.find(reference)?),
+        NetworkMode::Container(reference) => Some(peer(&containers, reference)?),
         _ => None,
     };
     let facts = BuildFacts {
@@ -65,7 +66,7 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
         host_name: nix::unistd::gethostname()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default(),
-        peer_host_name: peer.as_ref().map(|record| record.id.short().to_owned()),
+        peer,
         host_root: matches!(resolved.root, image::RootSource::Host)
             .then(|| HostRoot { working_dir: working_directory.clone() }),
         extra_masked_paths: thermal_throttle_paths(),
@@ -117,6 +118,20 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
     }
     made?;
     Ok((record, saved))
+}
+
+/// What a container takes over from the one whose network it joins.
+fn peer(containers: &Containers, reference: &str) -> Result<plan::Peer, CliError> {
+    let record = containers.find(reference).map_err(engine_error)?;
+    let saved: Saved = containers.plan(&record.id).map_err(engine_error)?;
+    let spec = &saved.plan.spec;
+    let own = exec::namespaces(spec);
+    Ok(plan::Peer {
+        id: record.id,
+        host_name: spec.hostname().clone(),
+        domain_name: spec.domainname().clone(),
+        shares_host_network: !own.contains(nix::sched::CloneFlags::CLONE_NEWNET),
+    })
 }
 
 /// Counters of each CPU that tell what others on the machine do (moby masks them too).

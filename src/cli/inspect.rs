@@ -296,7 +296,12 @@ fn network_settings(state: Option<&State>, saved: &Saved) -> Value {
     }
     let address =
         state.and_then(|state| state.address).map(|address| address.to_string()).unwrap_or_default();
-    json!({ "Ports": ports, "IPAddress": address, "Networks": { network_name(saved): { "IPAddress": address } } })
+    let networks = match &saved.plan.network.mode {
+        // As in Docker: they are the other container's.
+        NetworkMode::Container(_) => json!({}),
+        _ => json!({ network_name(saved): { "IPAddress": address } }),
+    };
+    json!({ "Ports": ports, "IPAddress": address, "Networks": networks })
 }
 
 /// The names of what a container mounts, for `ps`.

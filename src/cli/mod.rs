@@ -42,6 +42,7 @@ pub mod start;
 pub mod stop;
 pub mod switches;
 pub mod tag;
+pub mod verify;
 pub mod version;
 pub mod volume;
 pub mod wait;
@@ -151,6 +152,7 @@ enum ImageVerb {
     Inspect(images::InspectArgs),
     Prune(images::PruneArgs),
     History(images::HistoryArgs),
+    Verify(verify::Args),
 }
 
 impl From<ContainerVerb> for Verb {
@@ -253,6 +255,7 @@ fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
         Verb::Image(ImageVerb::Inspect(args)) => images::inspect(ctx, &args),
         Verb::Image(ImageVerb::Prune(args)) => images::prune(ctx, &args),
         Verb::History(args) | Verb::Image(ImageVerb::History(args)) => images::history(ctx, &args),
+        Verb::Image(ImageVerb::Verify(args)) => verify::run(ctx, &args),
         Verb::Volume(verb) => volume::run(ctx, verb),
         Verb::Version(args) => version::run(ctx, &args),
         Verb::Info(args) => info::run(ctx, &args),

@@ -16,6 +16,9 @@ pub enum ImageError {
     /// Not a name.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
+    /// The signature policy keeps it out.
+    #[error(transparent)]
+    Policy(#[from] super::policy::PolicyError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

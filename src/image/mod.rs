@@ -28,6 +28,7 @@ mod handed_over;
 mod hot;
 mod ingest;
 mod platform;
+pub mod policy;
 mod reference;
 mod remove;
 mod save;
@@ -226,6 +227,8 @@ pub struct Added {
 /// # Errors
 /// The archive is not one, is damaged, or the store fails. Images before the bad one stay.
 pub fn load(store: &Store, file: File, path: &Path) -> Result<Vec<Added>> {
+    let source = Source::DockerArchive { file: path.to_owned() };
+    policy::Policy::of_user()?.check_source(&source, &path.display().to_string())?;
     add_all(store, || Files::archive(store, file, path), Wanted::All)
 }
 
@@ -234,6 +237,7 @@ pub fn load(store: &Store, file: File, path: &Path) -> Result<Vec<Added>> {
 /// # Errors
 /// As [`load`]; the source is a name, which needs a registry, or a directory, which is not stored.
 pub fn pull_source(store: &Store, source: &Source, choice: Choice) -> Result<Vec<Added>> {
+    policy::Policy::of_user()?.check_source(source, &source.to_string())?;
     let wanted = |tag| if choice == Choice::All { Wanted::All } else { Wanted::One(tag) };
     match source {
         Source::OciLayout { directory, tag } => {

@@ -1,6 +1,7 @@
 //! Where an image is asked from: the store, an archive, a layout, a directory, the machine itself.
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use super::ImageError;
 
@@ -67,6 +68,24 @@ impl Source {
     }
 }
 
+/// As it was typed.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tagged = |f: &mut fmt::Formatter<'_>, transport: &str, path: &Path, tag: &Option<String>| {
+            write!(f, "{transport}:{}", path.display())?;
+            tag.as_ref().map_or(Ok(()), |tag| write!(f, ":{tag}"))
+        };
+        match self {
+            Self::Stored(name) => f.write_str(name),
+            Self::OciLayout { directory, tag } => tagged(f, "oci", directory, tag),
+            Self::OciArchive { file, tag } => tagged(f, "oci-archive", file, tag),
+            Self::DockerArchive { file } => tagged(f, "docker-archive", file, &None),
+            Self::Rootfs { directory } => tagged(f, "rootfs", directory, &None),
+            Self::Host => f.write_str("host:/"),
+        }
+    }
+}
+
 /// Splits `PATH:TAG` at the first colon: a path with a colon in it cannot be named, as in skopeo.
 /// A tag may be a whole name with colons of its own.
 fn split_tag(path: &str) -> (&str, Option<String>) {
@@ -104,6 +123,7 @@ mod tests {
             ("host:5000/a", stored("host:5000/a")),
         ];
         for (text, source) in table {
+            assert_eq!(source.to_string(), text);
             assert_eq!(Source::parse(text).expect(text), source);
         }
         assert!(matches!(Source::parse("host:/usr"), Err(ImageError::HostPath(_))));

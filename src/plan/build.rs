@@ -57,13 +57,26 @@ pub struct BuildFacts {
     pub gid_count: u32,
     /// The machine's host name, for `--network host` and `--uts host`.
     pub host_name: String,
-    /// The host name of the container whose network is joined, for `--network container:`.
-    pub peer_host_name: Option<String>,
+    /// The container whose network is joined, for `--network container:`.
+    pub peer: Option<Peer>,
     /// Set when the root is the machine's own (`host:/`).
     pub host_root: Option<HostRoot>,
     /// Paths to hide besides the fixed ones: those of this machine's CPUs
     /// (`/sys/devices/system/cpu/cpuN/thermal_throttle`).
     pub extra_masked_paths: Vec<String>,
+}
+
+/// What a container takes over from the one whose network it joins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its host name.
+    pub host_name: Option<String>,
+    /// Its NIS domain name.
+    pub domain_name: Option<String>,
+    /// Whether its network is the machine's own.
+    pub shares_host_network: bool,
 }
 
 /// What is special about `host:/`.
@@ -138,7 +151,7 @@ pub fn build(
     let config = image.config().as_ref().unwrap_or(&empty);
     let hostname = hostname(request, facts);
     let mounts = mount::plan(request, config.volumes().as_deref().unwrap_or_default(), facts)?;
-    let network = network(request, config)?;
+    let network = network(request, config, facts)?;
     let capabilities = capability::wanted(&request.security);
 
     let mut spec = Spec::default();
@@ -147,7 +160,7 @@ pub fn build(
         .set_mounts(Some(mounts.mounts))
         .set_process(Some(process(request, config, &hostname, facts, &capabilities)?))
         .set_hostname((request.security.uts == NamespaceMode::Private).then_some(hostname))
-        .set_domainname(request.network.domainname.clone())
+        .set_domainname(domain_name(request, facts))
         .set_linux(Some(linux(request, facts)?))
         .set_annotations(annotations(&request.annotations));
 
@@ -178,11 +191,21 @@ fn hostname(request: &RunRequest, facts: &BuildFacts) -> String {
     match &request.network.mode {
         _ if request.security.uts == NamespaceMode::Host => facts.host_name.clone(),
         NetworkMode::Host => facts.host_name.clone(),
-        NetworkMode::Container(_) => {
-            facts.peer_host_name.clone().unwrap_or_else(|| facts.id.short().to_owned())
-        }
+        NetworkMode::Container(_) => facts
+            .peer
+            .as_ref()
+            .and_then(|peer| peer.host_name.clone())
+            .unwrap_or_else(|| facts.id.short().to_owned()),
         NetworkMode::None | NetworkMode::Bridge => facts.id.short().to_owned(),
     }
+}
+
+fn domain_name(request: &RunRequest, facts: &BuildFacts) -> Option<String> {
+    match &request.network.mode {
+        NetworkMode::Container(_) => facts.peer.as_ref().and_then(|peer| peer.domain_name.clone()),
+        _ => None,
+    }
+    .or_else(|| request.network.domainname.clone())
 }
 
 fn root(request: &RunRequest) -> Root {
@@ -265,7 +288,7 @@ fn annotations(annotations: &Labels) -> Option<HashMap<String, String>> {
     (!annotations.is_empty()).then(|| annotations.clone().into_iter().collect())
 }
 
-fn network(request: &RunRequest, config: &Config) -> Result<NetworkPlan, PlanError> {
+fn network(request: &RunRequest, config: &Config, facts: &BuildFacts) -> Result<NetworkPlan, PlanError> {
     let asked = &request.network;
     let mut expose = image_ports(config)?;
     expose.extend(asked.expose.iter().copied());
@@ -278,8 +301,13 @@ fn network(request: &RunRequest, config: &Config) -> Result<NetworkPlan, PlanErr
             publish.extend(random_ports(&expose, &asked.publish));
         }
     }
+    let mode = match (&asked.mode, &facts.peer) {
+        // By its id, as in Docker: the name may come to be another container's.
+        (NetworkMode::Container(_), Some(peer)) => NetworkMode::Container(peer.id.to_string()),
+        (mode, _) => mode.clone(),
+    };
     Ok(NetworkPlan {
-        mode: asked.mode.clone(),
+        mode,
         publish,
         publish_all: asked.publish_all,
         expose: expose.into_iter().collect(),
@@ -339,7 +367,7 @@ fn linux(request: &RunRequest, facts: &BuildFacts) -> Result<Linux, PlanError> {
     let mut linux = Linux::default();
     let (masked, read_only) = protected_paths(&request.security, facts);
     linux
-        .set_namespaces(Some(namespaces(request)))
+        .set_namespaces(Some(namespaces(request, facts)))
         .set_sysctl(Some(sysctls(request, facts)?).filter(|all| !all.is_empty()))
         .set_masked_paths(Some(masked))
         .set_readonly_paths(Some(read_only))
@@ -350,10 +378,20 @@ fn linux(request: &RunRequest, facts: &BuildFacts) -> Result<Linux, PlanError> {
     Ok(linux)
 }
 
-/// The namespaces to make. The user namespace is always one: that is what rootless means.
-fn namespaces(request: &RunRequest) -> Vec<LinuxNamespace> {
+/// Whether the container's network is the machine's: its own wish, or that of the container that it joins.
+pub(super) fn uses_host_network(request: &RunRequest, facts: &BuildFacts) -> bool {
+    match &request.network.mode {
+        NetworkMode::None | NetworkMode::Bridge => false,
+        NetworkMode::Host => true,
+        NetworkMode::Container(_) => facts.peer.as_ref().is_some_and(|peer| peer.shares_host_network),
+    }
+}
+
+/// The namespaces that are not the machine's: made for the container, or joined. The user namespace is
+/// always one: that is what rootless means.
+fn namespaces(request: &RunRequest, facts: &BuildFacts) -> Vec<LinuxNamespace> {
     let security = &request.security;
-    let private_network = matches!(request.network.mode, NetworkMode::None | NetworkMode::Bridge);
+    let private_network = !uses_host_network(request, facts);
     [
         (LinuxNamespaceType::User, true),
         (LinuxNamespaceType::Mount, true),
@@ -385,7 +423,7 @@ fn sysctls(request: &RunRequest, facts: &BuildFacts) -> Result<HashMap<String, S
     }
     for (name, value) in &request.security.sysctls {
         let namespace = if name.starts_with("net.") {
-            (request.network.mode == NetworkMode::Host).then_some("network")
+            uses_host_network(request, facts).then_some("network")
         } else {
             (request.security.ipc == IpcMode::Host).then_some("IPC")
         };

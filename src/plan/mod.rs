@@ -25,7 +25,7 @@ pub mod seccomp;
 pub mod signal;
 pub mod user;
 
-pub use build::{BuildFacts, HostRoot, PlanError, build};
+pub use build::{BuildFacts, HostRoot, Peer, PlanError, build};
 pub use request::RunRequest;
 
 /// Everything the supervisor and the sandbox need; saved as `spec.json` and read back by `start`.

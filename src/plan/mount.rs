@@ -13,11 +13,11 @@ use std::path::{Component, Path, PathBuf};
 use oci_spec::runtime::Mount;
 use sha2::{Digest as _, Sha256};
 
-use super::build::{BuildFacts, PlanError};
+use super::build::{BuildFacts, PlanError, uses_host_network};
 use super::request::{
     Access, BindMount, IpcMode, MountKind, MountRequest, NamespaceMode, Propagation, RunRequest, VolumeMount,
 };
-use super::{BindSource, NetworkMode, VolumePlan};
+use super::{BindSource, VolumePlan};
 
 /// Size of /dev/shm unless `--shm-size` says otherwise: Docker's.
 pub const DEFAULT_SHM_SIZE_BYTES: u64 = 64 << 20;
@@ -200,7 +200,7 @@ fn default_mounts(request: &RunRequest, facts: &BuildFacts) -> Vec<Mount> {
         },
         kernel_mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount(Path::new("/dev/pts"), "devpts", Path::new("devpts"), devpts),
-        if request.network.mode == NetworkMode::Host {
+        if uses_host_network(request, facts) {
             // The kernel refuses a fresh sysfs to a user namespace that does not own the network's.
             let protect: &[&str] = if security.privileged { &["rw"] } else { &["ro", "rro"] };
             host_bind("/sys", &[&["nosuid", "noexec", "nodev"], protect].concat())

@@ -23,6 +23,7 @@ pub mod devices;
 pub mod exec;
 pub mod idmap;
 pub mod init;
+pub mod join;
 pub mod mounts;
 pub mod rootfs;
 

@@ -95,14 +95,19 @@ impl Store {
         let value = change(&mut catalog)?;
         if catalog != before {
             self.write_json(&self.path("images.json"), &catalog)?;
-            self.write_json(&self.path("index.json"), &layout_index(&catalog))?;
+            self.write_layout(&catalog)?;
         }
         Ok(value)
+    }
+
+    /// Writes what other tools read of the catalog.
+    pub(super) fn write_layout(&self, catalog: &Catalog) -> Result<()> {
+        self.write_json(&self.path("index.json"), &layout_index(catalog))
     }
 }
 
 /// index.json: each image's own manifest, once a name.
-fn layout_index(catalog: &Catalog) -> serde_json::Value {
+pub(super) fn layout_index(catalog: &Catalog) -> serde_json::Value {
     let descriptor = |entry: &ImageEntry, name: Option<&str>| {
         let mut descriptor = json!({
             "mediaType": MANIFEST, "digest": entry.manifest, "size": entry.manifest_bytes,

@@ -9,8 +9,6 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use serde::Deserialize;
-
 use super::containers::{ContainerError, Containers};
 use super::{Result, Store, StoreError, chain_id};
 use crate::id::Digest;
@@ -22,18 +20,6 @@ pub struct Collected {
     pub bytes: u64,
     /// Diff ids of layers that are gone.
     pub layers: Vec<Digest>,
-}
-
-/// The part of a config that a collection needs.
-#[derive(Deserialize)]
-struct Config {
-    rootfs: Rootfs,
-}
-
-#[derive(Deserialize)]
-struct Rootfs {
-    #[serde(default)]
-    diff_ids: Vec<Digest>,
 }
 
 /// Names that stay.
@@ -75,9 +61,8 @@ impl Store {
             live.blobs.extend(name.digest.iter().map(|digest| OsString::from(digest.hex())));
         }
         for id in self.container_images()?.iter().filter(|id| !catalog.images.contains_key(*id)) {
-            let config = self.blob(id)?.and_then(|bytes| serde_json::from_slice::<Config>(&bytes).ok());
-            if let Some(config) = config {
-                live.add(id, &config.rootfs.diff_ids);
+            if let Some(layers) = self.layers_of_config(id)? {
+                live.add(id, &layers);
             }
         }
         let mut collected = Collected::default();
@@ -97,7 +82,7 @@ impl Store {
     }
 
     /// The images of all containers. A record that cannot be read might name any: then nothing may go.
-    fn container_images(&self) -> Result<Vec<Digest>> {
+    pub(super) fn container_images(&self) -> Result<Vec<Digest>> {
         let containers = Containers::new(&self.root);
         let mut images = Vec::new();
         for id in containers.ids()? {
@@ -194,7 +179,7 @@ fn directory_bytes(path: &Path) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use std::path::PathBuf;
@@ -204,7 +189,7 @@ mod tests {
     use super::*;
 
     /// An image of one layer in the store; gives its id and its layer.
-    fn store_image(store: &Store, name: &str) -> (Digest, Digest) {
+    pub(in crate::store) fn store_image(store: &Store, name: &str) -> (Digest, Digest) {
         let layer = store_layer(store, &small_tar(name, name.as_bytes()));
         let config = format!(r#"{{"rootfs":{{"diff_ids":["{layer}"]}}}}"#);
         let id = store.put_blob(config.as_bytes()).unwrap();

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 
-use fuse_overlay::index::{self, IndexError, MergedIndex};
+use fuse_overlay::index::{self, IndexError, Merged, MergedIndex};
 use fuse_overlay::pack::{self, LayerIndex, Limits};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -104,6 +104,10 @@ impl Store {
         self.path("layers").join(diff_id.hex())
     }
 
+    pub(super) fn layer_index_path(&self, diff_id: &Digest) -> PathBuf {
+        self.layer_directory(diff_id).join("index")
+    }
+
     pub(super) fn merged_path(&self, layers: &[Digest]) -> PathBuf {
         self.path("merged").join(chain_id(layers).unwrap_or_else(empty_chain).hex())
     }
@@ -152,8 +156,7 @@ impl Store {
                 Ok(_) | Err(_) => {}
             }
         }
-        let indexes = layers.iter().map(|layer| self.layer_index(layer)).collect::<Result<Vec<_>>>()?;
-        let merged = index::merge(&indexes).map_err(|source| StoreError::Merge { source })?;
+        let merged = self.merge(layers)?;
         let staged = self.stage();
         let mut file = create_file(staged.path())?;
         merged.write_to(&mut file).map_err(StoreError::io("write", &place))?;
@@ -163,9 +166,23 @@ impl Store {
         Ok(place)
     }
 
+    fn merge(&self, layers: &[Digest]) -> Result<Merged> {
+        let indexes = layers.iter().map(|layer| self.layer_index(layer)).collect::<Result<Vec<_>>>()?;
+        index::merge(&indexes).map_err(|source| StoreError::Merge { source })
+    }
+
+    /// The bytes that the merged index of these layers has to have.
+    pub(super) fn merge_bytes(&self, layers: &[Digest]) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.merge(layers)?
+            .write_to(&mut bytes)
+            .map_err(StoreError::io("make", &self.merged_path(layers)))?;
+        Ok(bytes)
+    }
+
     /// A layer's index, made again from its tar where another version wrote it or it is damaged.
-    fn layer_index(&self, layer: &Digest) -> Result<LayerIndex> {
-        let place = self.layer_directory(layer).join("index");
+    pub(super) fn layer_index(&self, layer: &Digest) -> Result<LayerIndex> {
+        let place = self.layer_index_path(layer);
         let opened = match File::open(&place) {
             Ok(file) => LayerIndex::open(&file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(IndexError::NotAnIndex),
@@ -271,7 +288,7 @@ impl LayerWriter {
 
 impl Store {
     /// Shows a layer as a blob of the layout. Its loss harms other tools only, so it is not synced.
-    fn link_layer(&self, diff_id: &Digest) -> Result<()> {
+    pub(super) fn link_layer(&self, diff_id: &Digest) -> Result<()> {
         let target = Path::new("../../layers").join(diff_id.hex()).join("layer.tar");
         let link = self.blob_path(diff_id);
         match std::os::unix::fs::symlink(target, &link) {

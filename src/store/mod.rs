@@ -54,6 +54,7 @@ mod lock;
 pub mod native;
 mod seal;
 mod staging;
+mod verify;
 pub mod volumes;
 
 pub use catalog::{Catalog, ImageEntry, NameEntry};
@@ -62,6 +63,7 @@ pub use collect::Collected;
 pub(crate) use content::DIRECT_ALIGNMENT;
 pub use content::{LayerWriter, StoredLayer, chain_id};
 pub use lock::{ContentLock, VolumesLock};
+pub use verify::{Checked, Depth, Mending, Part, Problem, Report};
 pub use volumes::{Volume, VolumeMeta};
 
 /// The layout of the store that this program writes.

@@ -20,6 +20,24 @@ pub fn write(dir: &Path, plan: &ContainerPlan, network: Option<&net::Config>) ->
     fs::write(dir.join("resolv.conf"), resolv_conf(plan, &host_resolv, network))
 }
 
+/// Makes the three files in `dir` the same as those in `peer`, the directory of the container whose network is
+/// shared: one file each, so that a change in one container is seen in the other.
+///
+/// # Errors
+/// As linking and copying files.
+pub fn share(peer: &Path, dir: &Path) -> io::Result<()> {
+    for name in ["hostname", "hosts", "resolv.conf"] {
+        let (from, to) = (peer.join(name), dir.join(name));
+        match fs::remove_file(&to) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // A file system without hard links shares the content as it is now.
+        fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop))?;
+    }
+    Ok(())
+}
+
 fn hosts(plan: &ContainerPlan, hostname: &str, network: Option<&net::Config>) -> String {
     let mut text = String::new();
     if plan.network.mode == NetworkMode::Host {

@@ -39,6 +39,7 @@ pub mod etc;
 pub mod fence;
 pub mod keeper;
 pub mod log;
+pub mod peer;
 pub mod pump;
 pub mod remove;
 pub mod rest;
@@ -141,7 +142,11 @@ pub fn launch(
 ) -> Result<Launched, LaunchError> {
     let dir = containers.path(&record.id);
     let plan = &saved.plan;
-    let maps = choose(&Facts::gather(), numeric_user(&plan.user));
+    let peer = peer::Peer::find(containers, plan)?;
+    let mut maps = choose(&Facts::gather(), numeric_user(&plan.user));
+    if let Some(peer) = &peer {
+        maps = peer.maps(maps);
+    }
     let seccomp = crate::plan::seccomp::compile_for(plan).map_err(LaunchError::Seccomp)?;
     let root_kind = match saved.write_mode {
         WriteMode::Hybrid => RootKind::Hybrid,
@@ -158,8 +163,11 @@ pub fn launch(
     let fence_filter = fence::filter().map_err(LaunchError::Seccomp)?;
     let network = network(plan, record)?;
     let link = network.as_ref().map(|(_, config)| net::link::LinkConfig::new(config));
-    etc::write(&dir.join("etc"), plan, network.as_ref().map(|(_, config)| config))
-        .map_err(io_error(|| "write the container's /etc files".into()))?;
+    match &peer {
+        Some(peer) => etc::share(&peer.etc, &dir.join("etc")),
+        None => etc::write(&dir.join("etc"), plan, network.as_ref().map(|(_, config)| config)),
+    }
+    .map_err(io_error(|| "write the container's /etc files".into()))?;
     let (socket_path, listener) = listen(&record.id.to_string())?;
     let log = (saved.request.log_driver == LogDriver::JsonFile).then(|| dir.join("log"));
     let state = State {
@@ -206,6 +214,7 @@ pub fn launch(
                 filesystem,
                 network,
                 link,
+                peer: peer.and_then(|peer| peer.process),
                 socket_path,
                 listener,
                 log,
@@ -235,6 +244,8 @@ struct Work {
     filesystem: serve::Server,
     network: Option<(net::publish::Listeners, net::Config)>,
     link: Option<net::link::LinkConfig>,
+    /// The container whose user and network namespace are joined.
+    peer: Option<OwnedFd>,
     socket_path: PathBuf,
     listener: OwnedFd,
     log: Option<PathBuf>,
@@ -307,8 +318,11 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     };
     let stub = sys::stub::make().during(stage, || "cannot make the program that executes commands".into())?;
     let fill = volumes_to_fill(&work.dir, plan);
-    let namespaces = crate::sandbox::exec::namespaces(&plan.spec).bits() as u64;
-    let fork = sys::process::clone(namespaces, false).map_err(no_namespaces)?;
+    let namespaces = crate::sandbox::exec::namespaces(&plan.spec);
+    let fork = match &work.peer {
+        Some(peer) => crate::sandbox::join::clone_beside(peer.as_fd(), namespaces)?,
+        None => sys::process::clone(namespaces.bits() as u64, false).map_err(no_namespaces)?,
+    };
     let child = match fork {
         Fork::Child => {
             drop(init_socket);
@@ -336,7 +350,9 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     };
     drop((init_keeper, init_server, stdio));
     // The helpers take milliseconds: the server is forked and fenced beside them.
-    let writing = work.maps.begin(child.pid).map_err(|failure| own_words(&init_socket, failure))?;
+    let begin = || work.maps.begin(child.pid).map_err(|failure| own_words(&init_socket, failure));
+    // A user namespace that is joined has its maps.
+    let writing = if work.peer.is_none() { Some(begin()?) } else { None };
     let pid = child.pid.as_raw();
     let ticks = containers::process_start_ticks(pid).unwrap_or_default();
     let fork = sys::process::clone(0, false).during(stage, || "cannot make the container's server".into())?;
@@ -349,7 +365,9 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
         Fork::Parent(server) => server,
     };
     drop(parts);
-    writing.finish().map_err(|failure| own_words(&init_socket, failure))?;
+    if let Some(writing) = writing {
+        writing.finish().map_err(|failure| own_words(&init_socket, failure))?;
+    }
     let together = affinity::Together::bring(child.pid, server.pid);
     sys::fd::send_with_fds(init_socket.as_fd(), &[1], &[])
         .during(stage, || "the container's init is gone".into())
@@ -561,12 +579,6 @@ fn network(
     record: &Record,
 ) -> Result<Option<(net::publish::Listeners, net::Config)>, LaunchError> {
     let network = &plan.network;
-    if let NetworkMode::Container(other) = &network.mode {
-        let what = format!("--network container:{other} is not supported in this version");
-        return Err(Failure::plain(Stage::Network, what)
-            .hint("publish the other container's port and reach it with --host-loopback")
-            .into());
-    }
     if network.mode != NetworkMode::Bridge {
         return Ok(None);
     }

@@ -236,6 +236,45 @@ fn a_refused_pull_leaves_the_store_as_it_was() {
     h.run("images --format '{{.Repository}} {{.ID}}'").ok().stdout(&format!("{before}\n"));
 }
 
+#[test]
+fn verify_names_what_is_altered_and_who_uses_it() {
+    let Some(h) = Hostel::new() else { return };
+    h.run("image verify").ok().has("nothing is wrong");
+    h.run("image verify busybox layers").ok().has("Checked 2 images");
+    h.run("image verify nosuch").fails(1, &["No such image: nosuch"]);
+    let top = h.run("image inspect -f '{{index .RootFS.Layers 2}}' layers").ok().out();
+    let place = h.root().join("layers").join(&top["sha256:".len()..]);
+    // A seed's large files are shared by hard link with other tests: what is changed is replaced.
+    let replace = |file: &str| {
+        let mut bytes = fs::read(place.join(file)).unwrap();
+        let last = bytes.len() / 2;
+        bytes[last] ^= 0x20;
+        fs::remove_file(place.join(file)).unwrap();
+        fs::write(place.join(file), bytes).unwrap();
+    };
+    replace("index");
+    h.run("image verify").code(1).has(&format!("index of layer {top}")).has("used by layers:latest");
+    h.run("image verify busybox").ok();
+    h.run("image verify --repair").ok().has("; repaired");
+    h.run("image verify -q").ok().stdout("");
+    replace("layer.tar");
+    h.run("image verify --repair")
+        .code(1)
+        .has(&format!("layer {top}: it has been altered"))
+        .has("(used by layers:latest)")
+        .stderr_has("load or pull them again");
+    let report = h.run("image verify --format json layers").code(1).out();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["Problems"][0]["Part"], "layer");
+    assert_eq!(report["Problems"][0]["Name"], json!(top));
+    assert_eq!(report["Problems"][0]["Names"], json!(["layers:latest"]));
+    assert_eq!(report["Checked"]["Images"], 1);
+    // What the hint says helps.
+    h.run("rmi -f layers").ok();
+    h.run(&format!("load -i {}", fixtures::layers_archive().unwrap().display())).ok();
+    h.run("image verify").ok();
+}
+
 /// A root with nothing in it but busybox.
 fn static_layer() -> Vec<u8> {
     let mut layer = Layer::new();

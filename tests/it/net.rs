@@ -156,3 +156,78 @@ fn the_server_ends_with_its_client_in_the_foreground() {
     client.signal(nix::sys::signal::Signal::SIGTERM);
     client.wait().code(143);
 }
+
+#[test]
+fn a_container_joins_anothers_network() {
+    let Some(h) = Hostel::new() else { return };
+    let server =
+        "sh -c 'mkdir /www && echo joined > /www/index.html && exec httpd -f -p 127.0.0.1:80 -h /www'";
+    h.detached(&format!("--name web --hostname shared --add-host extra:192.0.2.9 busybox {server}"));
+    let join = "run --rm --network container:web busybox";
+    eventually("the server answers", || {
+        h.run(&format!("{join} wget -qO- http://127.0.0.1/")).exit_code() == 0
+    });
+    h.run(&format!("{join} wget -qO- http://127.0.0.1/")).ok().stdout("joined\n");
+    h.run(&format!("{join} hostname")).ok().stdout("shared\n");
+    // The namespace is the same, the process table is not.
+    let theirs = h.run("exec web readlink /proc/self/ns/net").ok().out();
+    h.run(&format!("{join} readlink /proc/self/ns/net")).ok().stdout(&format!("{theirs}\n"));
+    h.run(&format!("{join} sh -c 'echo $$'")).ok().stdout("1\n");
+    // One file of names: what one writes the other reads.
+    h.run(&format!("{join} sh -c 'grep -c extra /etc/hosts && echo 192.0.2.10 later >> /etc/hosts'"))
+        .ok()
+        .stdout("1\n");
+    h.run("exec web grep -c later /etc/hosts").ok().stdout("1\n");
+
+    // Through a container that has joined itself, and into it.
+    h.detached("--name mid --network container:web busybox sleep 100");
+    h.run("exec mid wget -qO- http://127.0.0.1/").ok().stdout("joined\n");
+    h.run("run --rm --network container:mid busybox wget -qO- http://127.0.0.1/").ok().stdout("joined\n");
+    let id = h.run("inspect -f {{.Id}} web").ok().out();
+    h.run("inspect -f {{.HostConfig.NetworkMode}} mid").ok().stdout(&format!("container:{id}\n"));
+    h.run("inspect -f '{{len .NetworkSettings.Networks}}' mid").ok().stdout("0\n");
+    h.run("port mid").ok().stdout("");
+
+    // It lives on without the other, and cannot start again without it.
+    h.run("stop -t 0 web").ok();
+    h.run("exec mid true").ok();
+    h.run("stop -t 0 mid").ok();
+    h.run("start mid").fails(125, &[&format!("cannot join network of a non running container: {id}")]);
+    h.run("rm web").ok();
+    h.run("start mid").fails(125, &["No such container"]);
+}
+
+#[test]
+fn what_cannot_be_said_of_a_joined_network() {
+    let Some(h) = Hostel::new() else { return };
+    let conflicts = [
+        ("-p 80", "port publishing and the container type network mode"),
+        ("-P", "port publishing and the container type network mode"),
+        ("--expose 80", "port exposing and the container type network mode"),
+        ("--dns 192.0.2.1", "dns and the network mode"),
+        ("--hostname x1", "hostname and the network mode"),
+        ("--add-host a:192.0.2.1", "custom host-to-IP mapping and the network mode"),
+    ];
+    for (flag, what) in conflicts {
+        h.run(&format!("run --rm {flag} --network container:web busybox true"))
+            .fails(125, &[&format!("conflicting options: {what}")]);
+    }
+    h.run("run --rm --network container:nobody busybox true").fails(125, &["No such container: nobody"]);
+    h.run("create --name lazy busybox true").ok();
+    h.run("run --rm --network container:lazy busybox true")
+        .fails(125, &["cannot join network of a non running"]);
+    // Nothing was made by what was refused; what failed at its start was to be removed by --rm.
+    h.run("ps -a --format {{.Names}}").ok().stdout("lazy\n");
+}
+
+#[test]
+fn joining_a_container_on_the_hosts_network_is_being_there() {
+    let Some(h) = Hostel::new() else { return };
+    h.detached("--name there --network host busybox sleep 100");
+    let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+    h.run("run --rm --network container:there busybox readlink /proc/self/ns/net")
+        .ok()
+        .stdout(&format!("{}\n", own.display()));
+    h.detached("--name empty --network none busybox sleep 100");
+    h.run("run --rm --network container:empty busybox sh -c 'ls /sys/class/net'").ok().stdout("lo\n");
+}

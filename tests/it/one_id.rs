@@ -59,3 +59,17 @@ fn volumes_exec_and_a_server() {
     h.run("exec box sh -c 'echo in $(id -u)'").ok().stdout("in 0\n");
     h.run("rm -f box").ok();
 }
+
+#[test]
+fn a_joined_network() {
+    if has_subordinate_ids() {
+        return;
+    }
+    let Some(h) = Hostel::new() else { return };
+    h.detached("--name first busybox sleep 100");
+    let theirs = h.run("exec first readlink /proc/self/ns/net").ok().out();
+    h.run("run --rm --network container:first busybox readlink /proc/self/ns/net")
+        .ok()
+        .stdout(&format!("{theirs}\n"));
+    h.run("run --rm -u 1234 --network container:first busybox true").fails(125, &["1234", "one id"]);
+}

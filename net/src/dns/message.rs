@@ -127,6 +127,12 @@ fn parse_name(message: &[u8], start: usize) -> Option<(String, usize)> {
 }
 
 impl Query {
+    /// Header and question, in bytes.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn question_bytes(&self) -> usize {
+        self.question_end
+    }
+
     /// An answer without records.
     pub(crate) fn answer_empty(&self, message: &[u8], code: ResponseCode) -> Vec<u8> {
         self.answer_header(message, code, FLAG_RECURSION_AVAILABLE, 0)

@@ -9,6 +9,8 @@
 //! All names pass through [`Dns::ask`]: a policy about domains would sit there.
 
 mod conversation;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod message;
 mod pending;
 mod system;

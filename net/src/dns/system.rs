@@ -53,9 +53,12 @@ impl ResolvConf {
                 Some("nameserver") => this.servers.extend(words.next().and_then(parse_server)),
                 // The last of these lines counts.
                 Some("search" | "domain") => {
-                    this.search = words.take(SEARCH_MAX).map(str::to_owned).collect();
+                    let domains = words.filter(|word| is_plain(word));
+                    this.search = domains.take(SEARCH_MAX).map(str::to_owned).collect();
                 }
-                Some("options") => this.options.extend(words.map(str::to_owned)),
+                Some("options") => {
+                    this.options.extend(words.filter(|word| is_plain(word)).map(str::to_owned));
+                }
                 _ => {}
             }
         }
@@ -65,6 +68,12 @@ impl ResolvConf {
         }
         this
     }
+}
+
+/// Whether a word can be written into another such file and stays one word there, whatever its
+/// reader takes for white space.
+fn is_plain(word: &str) -> bool {
+    word.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// An address, with the zone that a link-local one needs.
@@ -220,6 +229,13 @@ mod tests {
         );
         assert_eq!(conf.search, ["a.example", "b.example"]);
         assert_eq!(conf.options, ["ndots:2", "edns0", "trust-ad"]);
+    }
+
+    #[test]
+    fn words_that_are_no_text_are_left_out() {
+        let conf = ResolvConf::parse("search a.example b\u{b}c d\u{a0}e\noptions edns0 x\u{b} \0\n");
+        assert_eq!(conf.search, ["a.example"]);
+        assert_eq!(conf.options, ["edns0"]);
     }
 
     #[test]

@@ -245,7 +245,7 @@ fn facts() -> BuildFacts {
         uid_count: 65_537,
         gid_count: 65_537,
         host_name: "machine".into(),
-        peer_host_name: None,
+        peer: None,
         host_root: None,
         extra_masked_paths: Vec::new(),
     }

@@ -35,7 +35,7 @@ fn facts() -> BuildFacts {
         uid_count: 1,
         gid_count: 1,
         host_name: "machine".into(),
-        peer_host_name: None,
+        peer: None,
         host_root: None,
         extra_masked_paths: Vec::new(),
     }
@@ -98,6 +98,32 @@ fn one_id_has_no_terminal_group_and_one_ping_group() {
     assert_eq!(sysctls["net.ipv4.ping_group_range"], "0 0");
 }
 
+fn peer(shares_host_network: bool) -> Peer {
+    Peer {
+        id: ContainerId::from_random(&[0xcd; 32]),
+        host_name: Some("web".into()),
+        domain_name: Some("example".into()),
+        shares_host_network,
+    }
+}
+
+#[test]
+fn a_joined_network_is_the_peers_whatever_it_is() {
+    let mut request = request();
+    request.network.mode = NetworkMode::Container("web".into());
+    for (shares_host, sysfs) in [(false, "sysfs"), (true, "bind")] {
+        let joined = BuildFacts { peer: Some(peer(shares_host)), ..facts() };
+        let plan = build(&request, &plain(), &joined).expect("a plan");
+        let namespaces =
+            plan.spec.linux().as_ref().and_then(|linux| linux.namespaces().clone()).expect("some");
+        let has_network = namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+        assert_eq!(has_network, !shares_host);
+        assert!(mount_text(&plan, "/sys").expect("a /sys").starts_with(sysfs));
+        assert_eq!(plan.network.mode, NetworkMode::Container("cd".repeat(32)));
+        assert_eq!(plan.spec.domainname().as_deref(), Some("example"));
+    }
+}
+
 #[test]
 fn host_names() {
     let mut request = request();
@@ -114,7 +140,7 @@ fn host_names() {
     assert_eq!(hostname(&request, &facts()), (None, "HOSTNAME=machine".into()));
     request.security.uts = NamespaceMode::Private;
     request.network.mode = NetworkMode::Container("web".into());
-    let joined = BuildFacts { peer_host_name: Some("web".into()), ..facts() };
+    let joined = BuildFacts { peer: Some(peer(false)), ..facts() };
     assert_eq!(hostname(&request, &joined), (Some("web".into()), "HOSTNAME=web".into()));
     request.network.mode = NetworkMode::Bridge;
     request.network.hostname = Some("box".into());
