@@ -1,7 +1,7 @@
 //! Mounts layers in a user namespace of its own and runs a command there.
 //!
 //! ```text
-//! mount [--pure DIR | --hybrid DIR] [--volatile] [--map-auto] [--hide PATH] [--expose PATH] SOURCE... -- COMMAND...
+//! mount [--pure DIR [--size BYTES] [--inodes NUMBER] | --hybrid DIR] [--volatile] [--map-auto] [--hide PATH] [--expose PATH] SOURCE... -- COMMAND...
 //! ```
 //!
 //! A SOURCE is an uncompressed layer tar, bottom first, or one directory. The command runs in
@@ -19,7 +19,7 @@ use std::process::{Command, ExitCode};
 use fuse_overlay::index::{MergedIndex, merge};
 use fuse_overlay::mount::{self, MountOptions, OverlayMount};
 use fuse_overlay::pack::{Limits, index_tar};
-use fuse_overlay::serve::{DirectoryLower, IdRange, Ids, Lower, Mode, Options, PathRule, Server};
+use fuse_overlay::serve::{DirectoryLower, IdRange, Ids, Lower, Mode, Options, PathRule, Quota, Server};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
@@ -33,6 +33,7 @@ struct Arguments {
     pure: Option<PathBuf>,
     hybrid: Option<PathBuf>,
     volatile: bool,
+    quota: Quota,
     map_auto: bool,
     rules: Vec<PathRule>,
     sources: Vec<PathBuf>,
@@ -66,6 +67,8 @@ fn parse(arguments: Vec<OsString>) -> Outcome<Arguments> {
             Some("--hybrid") => parsed.hybrid = Some(value()?),
             Some("--hide") => parsed.rules.push(PathRule::Hide(value()?)),
             Some("--expose") => parsed.rules.push(PathRule::Expose(value()?)),
+            Some("--size") => parsed.quota.bytes = Some(number(&mut rest)?),
+            Some("--inodes") => parsed.quota.inodes = Some(number(&mut rest)?),
             Some("--volatile") => parsed.volatile = true,
             Some("--map-auto") => parsed.map_auto = true,
             Some("--") => parsed.command = rest.by_ref().collect(),
@@ -76,6 +79,11 @@ fn parse(arguments: Vec<OsString>) -> Outcome<Arguments> {
         return Err("usage: mount [OPTIONS] SOURCE... -- COMMAND...".into());
     }
     Ok(parsed)
+}
+
+fn number(rest: &mut impl Iterator<Item = OsString>) -> Outcome<u64> {
+    let text = rest.next().ok_or("a number is missing")?;
+    Ok(text.to_str().ok_or("not a number")?.parse()?)
 }
 
 /// The server's side.
@@ -125,7 +133,11 @@ fn lower(arguments: &Arguments) -> Outcome<Lower> {
 fn mode(arguments: &Arguments) -> Outcome<Mode> {
     let Some(upper) = &arguments.pure else { return Ok(Mode::ReadOnly) };
     fs::create_dir_all(upper)?;
-    Ok(Mode::Overlay { upper: File::open(upper)?.into(), volatile: arguments.volatile })
+    Ok(Mode::Overlay {
+        upper: File::open(upper)?.into(),
+        volatile: arguments.volatile,
+        quota: arguments.quota,
+    })
 }
 
 fn ids(arguments: &Arguments) -> Ids {

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! The crate knows nothing of containers, image formats or command lines. All unsafe code is in
-//! `sys`; all types of the `fuser` crate are in one private module of [`serve`].
+//! `sys`; the words of the FUSE protocol are in one private module of [`serve`].
 
 pub mod index;
 pub mod mount;

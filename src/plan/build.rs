@@ -169,6 +169,7 @@ pub fn build(
         user: user(request, config)?,
         group_add: request.process.group_add.clone(),
         write_mode: request.storage.write_mode,
+        quota: request.storage.quota,
         network,
         seccomp: seccomp(&request.security),
         stdin_open: request.stdio.interactive,

@@ -42,6 +42,9 @@ pub struct ContainerPlan {
     pub group_add: Vec<String>,
     /// How the writable layer is made.
     pub write_mode: WriteMode,
+    /// How much the writable layer may take up.
+    #[serde(default, skip_serializing_if = "StorageQuota::is_none")]
+    pub quota: StorageQuota,
     /// The network.
     pub network: NetworkPlan,
     /// The system calls that are allowed.
@@ -100,6 +103,23 @@ pub enum WriteMode {
     Hybrid,
     /// The FUSE server is the whole overlay.
     Pure,
+}
+
+/// A limit on the writable layer, which only the pure mode can keep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageQuota {
+    /// `--storage-opt size=`, in bytes.
+    pub bytes: Option<u64>,
+    /// `--storage-opt inodes=`.
+    pub inodes: Option<u64>,
+}
+
+impl StorageQuota {
+    /// No limit at all.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Which network the container gets.

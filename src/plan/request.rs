@@ -11,7 +11,8 @@ use oci_spec::runtime::{Capability, PosixRlimit};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    HostAddress, HostLoopback, Labels, NetworkMode, Protocol, PublishedPort, Relabel, SeccompPlan, WriteMode,
+    HostAddress, HostLoopback, Labels, NetworkMode, Protocol, PublishedPort, Relabel, SeccompPlan,
+    StorageQuota, WriteMode,
 };
 use crate::id::Name;
 
@@ -150,6 +151,9 @@ pub struct StorageRequest {
     pub shm_size_bytes: Option<u64>,
     /// `--storage-opt write=`.
     pub write_mode: WriteMode,
+    /// `--storage-opt size=` and `inodes=`; not none only where `write_mode` is pure.
+    #[serde(default, skip_serializing_if = "StorageQuota::is_none")]
+    pub quota: StorageQuota,
     /// `--tz`: a zone's name, or `local`.
     pub time_zone: Option<String>,
 }

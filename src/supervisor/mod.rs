@@ -497,6 +497,7 @@ fn filesystem(
         RootKind::Pure => serve::Mode::Overlay {
             upper: open(&local_dir.join("upper"))?.into(),
             volatile: saved.plan.auto_remove,
+            quota: serve::Quota { bytes: saved.plan.quota.bytes, inodes: saved.plan.quota.inodes },
         },
     };
     let (uid, gid) = (nix::unistd::Uid::effective().as_raw(), nix::unistd::Gid::effective().as_raw());

@@ -130,6 +130,34 @@ fn a_hard_link_of_the_image_stays_one_file_in_pure_mode() {
 }
 
 #[test]
+fn a_quota_holds_over_a_restart() {
+    let Some(h) = Hostel::new() else { return };
+    let script = "df -k / | tail -1 | awk '{print $2}'; dd if=/dev/zero of=/fill bs=64k count=1000 2>&1 | grep -c 'No space'; \
+                  rm -f /fill; dd if=/dev/zero of=/kept bs=1k count=1500 2>/dev/null; ls /kept; \
+                  for i in 1 2 3 4 5 6 7 8 9 10 11 12; do : > /inode$i || break; done 2>&1 | grep -c 'No space'";
+    h.args(&[
+        "create",
+        "--name",
+        "small",
+        "--storage-opt",
+        "size=2m",
+        "--storage-opt",
+        "inodes=10",
+        "busybox",
+        "sh",
+        "-c",
+        script,
+    ])
+    .ok();
+    h.run("start -a small").stdout("2048\n1\n/kept\n1\n");
+    // The second time there is room for what was there before, and little more.
+    h.run("start -a small").stdout("2048\n1\n/kept\n1\n");
+    h.run("rm small").ok();
+    h.run("run --rm --storage-opt size=1g --storage-opt write=hybrid busybox true")
+        .fails(125, &["--storage-opt size and inodes need write=pure"]);
+}
+
+#[test]
 fn layers_of_the_debian_image_hide_as_they_should() {
     on_each_write_side(
         "ls /usr/share/doc; ls /usr/share/common-licenses/BSD 2>&1 | grep -c 'No such'; id -un app",

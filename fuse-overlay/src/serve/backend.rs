@@ -29,6 +29,8 @@ pub(super) struct Traits {
 pub(super) struct Caller {
     pub uid: u32,
     pub gid: u32,
+    /// Permissions that a new file does not get, unless its directory has a default ACL.
+    pub umask: u32,
 }
 
 /// One name of a directory listing.
@@ -58,6 +60,19 @@ pub(super) struct SetAttr {
     pub size: Option<u64>,
     pub atime: Option<SetTime>,
     pub mtime: Option<SetTime>,
+    /// Given where the kernel keeps the time of the last change itself.
+    pub ctime: Option<Timestamp>,
+    /// Who truncates may not keep setuid and setgid bits alive.
+    pub kill_privileges: bool,
+}
+
+/// How an xattr is set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct XattrFlags {
+    /// `XATTR_CREATE`, `XATTR_REPLACE`.
+    pub flags: i32,
+    /// Who sets an ACL may not keep the setgid bit alive.
+    pub clear_setgid: bool,
 }
 
 /// A name in a directory, as a request gives it.
@@ -84,6 +99,10 @@ pub(super) enum RenameKind {
     Replace,
     NoReplace,
     Exchange,
+    /// Leaves a whiteout, a character device 0/0, in the old place.
+    Whiteout,
+    /// That, and replaces nothing.
+    WhiteoutNoReplace,
 }
 
 /// A file and a place in it.
@@ -142,6 +161,11 @@ pub(super) trait Backend: Send + Sync + 'static {
         Err(Errno::EROFS)
     }
 
+    /// Makes a file that has no name yet and may be given one by `link` (`O_TMPFILE`).
+    fn make_unnamed(&self, _parent: u64, _new: New<'_>, _caller: Caller) -> Answer<Entry> {
+        Err(Errno::EROFS)
+    }
+
     fn link(&self, _ino: u64, _place: Place<'_>) -> Answer<Entry> {
         Err(Errno::EROFS)
     }
@@ -162,8 +186,9 @@ pub(super) trait Backend: Send + Sync + 'static {
         Err(Errno::EROFS)
     }
 
+    /// Writes, and says how many bytes: fewer than given only where a quota ends in between.
     /// `kill_privileges`: the writer may not keep setuid and setgid bits alive.
-    fn write(&self, _at: At, _data: &[u8], _kill_privileges: bool) -> Answer<()> {
+    fn write(&self, _at: At, _data: &[u8], _kill_privileges: bool) -> Answer<u32> {
         Err(Errno::EROFS)
     }
 
@@ -179,7 +204,7 @@ pub(super) trait Backend: Send + Sync + 'static {
         Ok(())
     }
 
-    fn setxattr(&self, _ino: u64, _name: &[u8], _value: &[u8], _flags: i32) -> Answer<()> {
+    fn setxattr(&self, _ino: u64, _name: &[u8], _value: &[u8], _flags: XattrFlags) -> Answer<()> {
         Err(Errno::EROFS)
     }
 

@@ -73,7 +73,18 @@ pub enum Mode {
         upper: OwnedFd,
         /// Nothing will read the upper after this server ends: syncing is skipped.
         volatile: bool,
+        /// How much it may take up.
+        quota: Quota,
     },
+}
+
+/// Limits on what an upper takes up, counting what is in it already; none by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// Bytes on disk: the blocks of changed and new files, and a small charge for each inode.
+    pub bytes: Option<u64>,
+    /// New files, directories and links, and files of the lower layer whose data was changed.
+    pub inodes: Option<u64>,
 }
 
 /// How ids are shown in the mount.
@@ -118,14 +129,14 @@ impl IdRange {
 /// Settings that have good defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Threads that answer requests. Two: one may wait for a disk while the other answers from
-    /// memory; more cost switches.
+    /// Threads that answer requests. One at a time reads them; it passes that on before it waits
+    /// for a disk, so more than two are of use only where several wait at once.
     pub threads: NonZeroUsize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { threads: NonZeroUsize::MIN.saturating_add(1) }
+        Self { threads: NonZeroUsize::MIN.saturating_add(2) }
     }
 }
 
@@ -195,8 +206,8 @@ impl Server {
         };
         let overlay = match mode {
             Mode::ReadOnly => Overlay::read_only(lower),
-            Mode::Overlay { upper, volatile } => {
-                Overlay::open(lower, upper, volatile).map_err(ServeError::Upper)?
+            Mode::Overlay { upper, volatile, quota } => {
+                Overlay::open(lower, upper, volatile, quota).map_err(ServeError::Upper)?
             }
         };
         Ok(Self { backend: Backend::Overlay(Box::new(overlay)), options })

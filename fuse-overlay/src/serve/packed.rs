@@ -14,6 +14,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::attr::{Attr, Entry, FOREVER, Statfs};
 use super::backend::{Answer, At, Backend, Listed, Traits};
+use super::fuse::pass;
 use super::{Ids, ServeError, buffer};
 use crate::index::{Corrupt, Extent, Image, MergedIndex, NodeRecord, ROOT_ID, is_overlay_xattr};
 use crate::sys::Mapping;
@@ -268,6 +269,8 @@ impl Backend for Packed {
         if let Some(data) = self.mapped(&node, offset, length) {
             return Ok(then(data));
         }
+        // From a disk, perhaps.
+        pass();
         buffer::with(length, |buffer| {
             self.read_into(&node, offset, buffer)?;
             Ok(then(buffer))

@@ -9,7 +9,9 @@ use std::process::Command;
 use fuse_overlay::index::{MergedIndex, merge};
 use fuse_overlay::mount::{self, MountError, MountOptions, OverlayMount};
 use fuse_overlay::pack::{Limits, index_tar};
-use fuse_overlay::serve::{self, DirectoryLower, IdRange, Ids, Mode, Options, PathRule, ServeError, Server};
+use fuse_overlay::serve::{
+    self, DirectoryLower, IdRange, Ids, Mode, Options, PathRule, Quota, ServeError, Server,
+};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
@@ -30,6 +32,7 @@ pub(crate) enum Write {
     No,
     Pure(PathBuf),
     Volatile(PathBuf),
+    Limited { upper: PathBuf, quota: Quota },
     Hybrid(PathBuf),
 }
 
@@ -57,7 +60,12 @@ impl Mount {
             Write::No => ("no", Path::new("")),
             Write::Pure(upper) => ("pure", upper.as_path()),
             Write::Volatile(upper) => ("volatile", upper.as_path()),
+            Write::Limited { upper, .. } => ("limited", upper.as_path()),
             Write::Hybrid(upper) => ("hybrid", upper.as_path()),
+        };
+        let quota = match &self.write {
+            Write::Limited { quota, .. } => *quota,
+            _ => Quota::default(),
         };
         let output = this_again("server")
             .env(
@@ -69,6 +77,8 @@ impl Mount {
             .env("MOUNTED_EXPOSE", expose)
             .env("MOUNTED_WRITE", kind)
             .env("MOUNTED_UPPER", upper)
+            .env("MOUNTED_BYTES", quota.bytes.unwrap_or(0).to_string())
+            .env("MOUNTED_INODES", quota.inodes.unwrap_or(0).to_string())
             .env("MOUNTED_PLACE", &self.place)
             .env("MOUNTED_SCENARIO", scenario)
             .output()
@@ -137,6 +147,10 @@ fn described() -> (Lower, Write) {
         "no" => Write::No,
         "pure" => Write::Pure(upper),
         "volatile" => Write::Volatile(upper),
+        "limited" => {
+            let limit = |name| Some(variable(name).parse().unwrap()).filter(|limit| *limit > 0);
+            Write::Limited { upper, quota: Quota { bytes: limit("BYTES"), inodes: limit("INODES") } }
+        }
         _ => Write::Hybrid(upper),
     };
     (lower, write)
@@ -159,14 +173,18 @@ pub(crate) fn server(lower: &Lower, write: &Write) -> Result<Server, ServeError>
             serve::Lower::Directory(DirectoryLower { root, rules: hide.chain(expose).collect() })
         }
     };
+    let quota = Quota::default();
     let upper = |path: &Path| {
         fs::create_dir_all(path).unwrap();
         OwnedFd::from(File::open(path).unwrap())
     };
     let mode = match write {
         Write::No | Write::Hybrid(_) => Mode::ReadOnly,
-        Write::Pure(path) => Mode::Overlay { upper: upper(path), volatile: false },
-        Write::Volatile(path) => Mode::Overlay { upper: upper(path), volatile: true },
+        Write::Pure(path) => Mode::Overlay { upper: upper(path), volatile: false, quota },
+        Write::Volatile(path) => Mode::Overlay { upper: upper(path), volatile: true, quota },
+        Write::Limited { upper: path, quota } => {
+            Mode::Overlay { upper: upper(path), volatile: false, quota: *quota }
+        }
     };
     let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
     let ids = Ids { uids: IdRange::single(uid), gids: IdRange::single(gid) };
@@ -245,6 +263,7 @@ fn inside() {
             nix::sys::signal::kill(server, nix::sys::signal::Signal::SIGKILL).unwrap();
         }
         ("compare", []) => super::random::compare(&root, &place, "after a new start"),
+        _ if super::features::run(name, &root) => {}
         _ => super::scenarios::run(name, &root, &variable("LOWER")),
     }
 }

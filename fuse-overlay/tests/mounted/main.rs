@@ -8,6 +8,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![expect(clippy::panic, reason = "a test that cannot go on fails")]
 
+mod features;
 mod harness;
 mod random;
 mod scenarios;
@@ -16,6 +17,7 @@ mod tree;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use fuse_overlay::serve::Quota;
 use harness::{Lower, Mount, Write};
 
 /// Not a test: where the other processes of a test begin.
@@ -85,6 +87,26 @@ fn pure_links() {
 #[test]
 fn pure_data() {
     run(pure, &["data", "open_files_outlive_their_names", "shared_mappings", "locks"]);
+}
+
+#[test]
+fn pure_modern_calls() {
+    run(pure, &["unnamed_files", "unnamed_files_are_kept", "allocation_modes", "whiteouts", "deep_paths"]);
+}
+
+#[test]
+fn pure_acls() {
+    run(pure, &["acls", "acls_are_kept", "names_of_its_own"]);
+}
+
+/// The same limits in two sessions: what was written in the first counts in the second.
+#[test]
+fn quota() {
+    let limited = |place: &Path| Write::Limited {
+        upper: place.join("upper"),
+        quota: Quota { bytes: Some(4 << 20), inodes: Some(100) },
+    };
+    run(limited, &["quota_bytes", "quota_is_kept", "quota_inodes"]);
 }
 
 #[test]

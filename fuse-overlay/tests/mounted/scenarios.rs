@@ -46,16 +46,16 @@ pub(crate) fn run(name: &str, root: &Path, lower: &str) {
     }
 }
 
-fn errno<T>(result: io::Result<T>) -> Option<i32> {
+pub(crate) fn errno<T>(result: io::Result<T>) -> Option<i32> {
     result.err().and_then(|error| error.raw_os_error())
 }
 
-fn names(path: &Path) -> BTreeSet<String> {
+pub(crate) fn names(path: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(path).unwrap();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-fn text(path: impl AsRef<Path>) -> String {
+pub(crate) fn text(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap()
 }
 

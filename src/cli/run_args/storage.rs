@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::{Caller, invalid_argument, mount_flag, not_supported, refused, size, volume_flag};
 use crate::cli::CliError;
-use crate::plan::WriteMode;
 use crate::plan::request::{Access, MountKind, MountRequest, StorageRequest};
+use crate::plan::{StorageQuota, WriteMode};
 
 /// The flags.
 #[derive(Args, Clone, Debug, Default)]
@@ -24,7 +24,7 @@ pub(super) struct StorageArgs {
     /// Size of /dev/shm
     #[arg(long, value_name = "BYTES")]
     shm_size: Option<String>,
-    /// Storage driver options for the container (write=auto|hybrid|pure)
+    /// Storage driver options for the container (write=auto|hybrid|pure, size=BYTES, inodes=NUMBER)
     #[arg(long, value_name = "NAME=VALUE")]
     storage_opt: Vec<String>,
     /// Mount a tmpfs directory
@@ -46,6 +46,7 @@ impl StorageArgs {
         if self.volume_driver.is_some_and(|driver| !matches!(driver.as_str(), "" | "local")) {
             return Err(not_supported("--volume-driver", "the only volume driver is local"));
         }
+        let (write_mode, quota) = parse_storage_options(&self.storage_opt)?;
         let dir = &caller.working_dir;
         let mut mounts = Vec::new();
         for text in &self.volume {
@@ -69,7 +70,8 @@ impl StorageArgs {
                 .map(parse_shm_size)
                 .transpose()?
                 .filter(|size| *size > 0),
-            write_mode: parse_storage_options(&self.storage_opt)?,
+            write_mode,
+            quota,
             time_zone: self.tz.filter(|zone| !zone.is_empty()).map(check_time_zone).transpose()?,
         })
     }
@@ -163,26 +165,44 @@ fn parse_device(text: &str) -> Result<MountRequest, CliError> {
     })
 }
 
-fn parse_storage_options(texts: &[String]) -> Result<WriteMode, CliError> {
+/// A limit selects the pure mode: nothing else counts what a container writes.
+fn parse_storage_options(texts: &[String]) -> Result<(WriteMode, StorageQuota), CliError> {
     let mut mode = WriteMode::default();
+    let mut quota = StorageQuota::default();
     for text in texts {
-        mode = match text.split_once('=') {
-            Some(("write", "auto")) => WriteMode::Auto,
-            Some(("write", "hybrid")) => WriteMode::Hybrid,
-            Some(("write", "pure")) => WriteMode::Pure,
+        match text.split_once('=') {
+            Some(("write", "auto")) => mode = WriteMode::Auto,
+            Some(("write", "hybrid")) => mode = WriteMode::Hybrid,
+            Some(("write", "pure")) => mode = WriteMode::Pure,
             Some(("write", other)) => {
                 return Err(refused(format!(
                     "invalid storage option write={other}: it is auto, hybrid or pure"
                 )));
             }
-            Some(("size", _)) => {
-                return Err(not_supported("--storage-opt size", "the writable layer has no quota yet"));
+            Some(("size", value)) => quota.bytes = Some(positive_size(value)?),
+            Some(("inodes", value)) => {
+                let inodes = value.parse().ok().filter(|inodes| *inodes > 0);
+                quota.inodes = Some(inodes.ok_or_else(|| {
+                    refused(format!("invalid storage option inodes={value}: it is a number above 0"))
+                })?);
             }
             Some((name, _)) => return Err(refused(format!("Unknown option {name}"))),
             None => return Err(refused("invalid storage option")),
-        };
+        }
     }
-    Ok(mode)
+    match mode {
+        _ if quota.is_none() => Ok((mode, quota)),
+        WriteMode::Hybrid => Err(refused(
+            "--storage-opt size and inodes need write=pure: the kernel's overlayfs, which write=hybrid uses, has no quota",
+        )),
+        WriteMode::Auto | WriteMode::Pure => Ok((WriteMode::Pure, quota)),
+    }
+}
+
+fn positive_size(value: &str) -> Result<u64, CliError> {
+    size::parse_bytes(value).ok().filter(|bytes| *bytes > 0).ok_or_else(|| {
+        refused(format!("invalid storage option size={value}: it is a size above 0, such as 10G"))
+    })
 }
 
 /// A name below the zone database, never a path out of it.
@@ -262,12 +282,21 @@ mod tests {
         for bad in ["../x", "/etc/passwd", "a//b", "a/", ".", "a b"] {
             assert!(check_time_zone(bad.into()).is_err(), "{bad}");
         }
-        assert_eq!(parse_storage_options(&["write=pure".into()]).ok(), Some(WriteMode::Pure));
-        assert!(parse_storage_options(&["write=x".into()]).is_err());
+        let parse = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            parse_storage_options(&texts).map_err(|error| error.message().to_owned())
+        };
+        let none = StorageQuota::default();
+        assert_eq!(parse(&["write=pure"]), Ok((WriteMode::Pure, none)));
+        let limits = StorageQuota { bytes: Some(10 << 30), inodes: Some(5) };
+        assert_eq!(parse(&["size=10G", "inodes=5"]), Ok((WriteMode::Pure, limits)));
+        assert_eq!(parse(&["size=10G", "write=auto", "inodes=5"]), Ok((WriteMode::Pure, limits)));
+        for bad in ["write=x", "size=0", "size=", "size=-1", "inodes=0", "inodes=x", "size", "x=y"] {
+            assert!(parse(&[bad]).is_err(), "{bad}");
+        }
         assert_eq!(
-            parse_storage_options(&["size=1g".into()]).map_err(|e| e.message().to_owned()),
-            Err("--storage-opt size is not supported in this version: the writable layer has no quota yet"
-                .into())
+            parse(&["size=1g", "write=hybrid"]),
+            Err("--storage-opt size and inodes need write=pure: the kernel's overlayfs, which write=hybrid uses, has no quota".into())
         );
     }
 }

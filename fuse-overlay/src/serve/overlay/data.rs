@@ -4,23 +4,38 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
-use nix::sys::stat::futimens;
+use nix::sys::stat::{FileStat, fstat, futimens};
 use nix::sys::time::TimeSpec;
 
 use super::change::{Change, Data, Meta};
 use super::journal::Need;
 use super::lower::seek_file;
+use super::objects::disk_bytes;
+use super::state::is_own;
 use super::{Overlay, lock, now};
 use crate::index::Timestamp;
 use crate::serve::backend::{Answer, At, SetAttr, SetTime};
 use crate::serve::buffer;
 use crate::serve::directory::read_full;
+use crate::serve::fuse::pass;
 
 /// The most that one copy request moves, so that it does not hold a thread for long.
 const COPY_LIMIT: u64 = 64 << 20;
+
+/// The unit in which space is counted near a quota's limit.
+const BLOCK: u64 = 4096;
+
+/// How long a quota waits for removed files to be let go of: some milliseconds, after which they
+/// must be open somewhere.
+const RELEASE_TRIES: usize = 5;
+const RELEASE_WAIT: Duration = Duration::from_millis(2);
+
+/// Reading or writing this much takes long enough for another thread to be woken meanwhile.
+const LONG_BYTES: usize = 128 << 10;
 
 /// Removed by the kernel's rule when a file is written to.
 const CAPABILITY: &[u8] = b"security.capability";
@@ -32,6 +47,9 @@ impl Overlay {
             Data::Lower => self.lower.read(at, size, then),
             Data::Object => {
                 let file = self.upper()?.objects.file(at.ino)?;
+                if size as usize >= LONG_BYTES {
+                    pass();
+                }
                 buffer::with(size as usize, |buffer| {
                     let count = read_full(&file, buffer, at.offset)?;
                     Ok(then(&buffer[..count]))
@@ -48,18 +66,93 @@ impl Overlay {
         }
     }
 
-    pub(super) fn write_data(&self, at: At, data: &[u8], kill_privileges: bool) -> Answer<()> {
+    pub(super) fn write_data(&self, at: At, data: &[u8], kill_privileges: bool) -> Answer<u32> {
         let file = self.object(at.ino)?;
-        file.write_all_at(data, at.offset).map_err(|error| errno_of(&error))?;
-        self.strip_privileges(at.ino, kill_privileges)
+        if data.len() >= LONG_BYTES {
+            pass();
+        }
+        let account = &self.upper()?.account;
+        let length = if !account.limits_bytes() {
+            file.write_all_at(data, at.offset).map_err(|error| errno_of(&error))?;
+            data.len()
+        } else if let Ok(reserved) = account.reserve_range(at.offset, data.len() as u64) {
+            let written = file.write_all_at(data, at.offset).map_err(|error| errno_of(&error));
+            self.settle(at.ino, &file, reserved)?;
+            written.map(|()| data.len())?
+        } else {
+            self.patiently(|| self.write_near_limit(at, &file, data))?
+        };
+        self.strip_privileges(at.ino, kill_privileges)?;
+        // A request is at most MAX_REQUEST_BYTES long.
+        Ok(length as u32)
     }
 
-    pub(super) fn allocate(&self, at: At, length: u64, mode: i32) -> Answer<()> {
+    /// Writes block by block until one takes up more than the quota has left: which blocks of a
+    /// file are there already, only the filesystem below knows. What went too far is taken back.
+    fn write_near_limit(&self, at: At, file: &File, data: &[u8]) -> Answer<usize> {
+        let account = &self.upper()?.account;
+        let _guard = self.stripe(at.ino);
+        let mut done = 0;
+        while done < data.len() {
+            let offset = at.offset + done as u64;
+            let step = (BLOCK - offset % BLOCK).min((data.len() - done) as u64) as usize;
+            let before = fstat(file)?;
+            let written = file.write_all_at(&data[done..done + step], offset);
+            let grown = disk_bytes(&fstat(file)?).saturating_sub(disk_bytes(&before));
+            let allowed = account.has_left(grown);
+            if !allowed {
+                give_back(file, &before, offset, step as u64)?;
+            }
+            self.settle(at.ino, file, 0)?;
+            match written {
+                Ok(()) if allowed => done += step,
+                Err(error) if done == 0 => return Err(errno_of(&error)),
+                _ => break,
+            }
+        }
+        if done == 0 && !data.is_empty() { Err(Errno::ENOSPC) } else { Ok(done) }
+    }
+
+    fn settle(&self, ino: u64, file: &File, reserved: u64) -> Answer<()> {
+        let account = &self.upper()?.account;
+        if account.limits_bytes() {
+            account.settle(ino, disk_bytes(&fstat(file)?), reserved);
+        }
+        Ok(())
+    }
+
+    /// Tries again for a moment where a quota is reached while removed files are still being let
+    /// go of: the kernel says so only after the removal has been answered.
+    pub(super) fn patiently<T>(&self, mut attempt: impl FnMut() -> Answer<T>) -> Answer<T> {
+        for _ in 0..RELEASE_TRIES {
+            match attempt() {
+                Err(Errno::ENOSPC) if self.read_state().has_removed() => {
+                    // Another thread has to hear of it.
+                    pass();
+                    std::thread::sleep(RELEASE_WAIT);
+                }
+                outcome => return outcome,
+            }
+        }
+        attempt()
+    }
+
+    pub(super) fn allocate_range(&self, at: At, length: u64, mode: i32) -> Answer<()> {
         let file = self.object(at.ino)?;
         let flags = FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
         let offset = i64::try_from(at.offset).map_err(|_| Errno::EFBIG)?;
-        let length = i64::try_from(length).map_err(|_| Errno::EFBIG)?;
-        fallocate(&*file, flags, offset, length)?;
+        let signed_length = i64::try_from(length).map_err(|_| Errno::EFBIG)?;
+        let account = &self.upper()?.account;
+        let takes_up = !flags
+            .intersects(FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_COLLAPSE_RANGE);
+        let reserved = if takes_up && account.limits_bytes() {
+            self.patiently(|| account.reserve_range(at.offset, length))?
+        } else {
+            0
+        };
+        let done = fallocate(&*file, flags, offset, signed_length);
+        self.settle(at.ino, &file, reserved)?;
+        done?;
         self.strip_privileges(at.ino, true)
     }
 
@@ -72,10 +165,19 @@ impl Overlay {
         let target = self.object(to.ino)?;
         let mut from_offset = i64::try_from(from.offset).map_err(|_| Errno::EFBIG)?;
         let mut to_offset = i64::try_from(to.offset).map_err(|_| Errno::EFBIG)?;
-        let length = usize::try_from(length.min(COPY_LIMIT)).unwrap_or(0);
-        let done = copy_file_range(&*source, Some(&mut from_offset), &*target, Some(&mut to_offset), length)?;
+        let length = length.min(COPY_LIMIT);
+        let account = &self.upper()?.account;
+        let reserved = if account.limits_bytes() {
+            // Near the limit the kernel reads and writes itself, which is counted block by block.
+            account.reserve_range(to.offset, length).map_err(|_| Errno::EOPNOTSUPP)?
+        } else {
+            0
+        };
+        let length = usize::try_from(length).unwrap_or(0);
+        let done = copy_file_range(&*source, Some(&mut from_offset), &*target, Some(&mut to_offset), length);
+        self.settle(to.ino, &target, reserved)?;
         self.strip_privileges(to.ino, true)?;
-        Ok(done as u64)
+        done.map(|done| done as u64)
     }
 
     pub(super) fn sync(&self, ino: u64, data_only: bool) -> Answer<()> {
@@ -83,6 +185,7 @@ impl Overlay {
         if upper.volatile {
             return Ok(());
         }
+        pass();
         let data = self.read_state().get(ino).map(|inode| inode.meta.data);
         if data == Some(Data::Object) {
             let file = upper.objects.file(ino)?;
@@ -100,9 +203,7 @@ impl Overlay {
                 return Err(if base.is_directory() { Errno::EISDIR } else { Errno::EINVAL });
             }
             self.truncate(ino, size)?;
-            // Only the machine's own root could keep setuid bits over this, and fuser does not pass
-            // on whether it is that one who asks.
-            self.strip_privileges(ino, true)?;
+            self.strip_privileges(ino, set.kill_privileges)?;
         }
         let time = now();
         let [atime, mtime] = [set.atime, set.mtime].map(|set| match set {
@@ -112,7 +213,9 @@ impl Overlay {
         });
         let owner_changes = set.uid.is_some() || set.gid.is_some();
         let drops_capability = owner_changes && self.has_capability(ino);
-        let own_xattrs = drops_capability.then(|| self.own_xattrs(ino)).transpose()?;
+        let acl = set.mode.map_or(Ok(None), |mode| self.acl_after_chmod(ino, mode))?;
+        let changes_xattrs = drops_capability || acl.is_some();
+        let own_xattrs = changes_xattrs.then(|| self.own_xattrs(ino)).transpose()?;
         let mut object = false;
         self.commit(Need::Space, |edit| {
             object = edit.current(ino, base).data == Data::Object;
@@ -129,10 +232,11 @@ impl Overlay {
                     meta.atime = atime.unwrap_or(meta.atime);
                     meta.mtime = mtime.unwrap_or(meta.mtime);
                 }
-                meta.ctime = time;
+                meta.ctime = set.ctime.unwrap_or(time);
             });
-            if let Some(own) = own_xattrs {
-                edit.extend(own);
+            edit.extend(own_xattrs.unwrap_or_default());
+            edit.extend(acl.into_iter().collect());
+            if drops_capability {
                 edit.push(Change::Xattr(ino, CAPABILITY.into(), None));
             }
             Ok(())
@@ -160,11 +264,14 @@ impl Overlay {
             }),
             (Data::Object, _) => {
                 drop(guard);
-                self.upper()?.objects.file(ino)?.set_len(size).map_err(|error| errno_of(&error))
+                let file = self.upper()?.objects.file(ino)?;
+                file.set_len(size).map_err(|error| errno_of(&error))?;
+                self.settle(ino, &file, 0)
             }
             _ => {
                 let file = self.copy_up(ino, base, size)?;
                 file.set_len(size).map_err(|error| errno_of(&error))?;
+                self.settle(ino, &file, 0)?;
                 // Even where the size stays the same, a truncation is a modification.
                 set_times(&file, None, Some(now()))
             }
@@ -207,7 +314,14 @@ impl Overlay {
             return Err(Errno::EINVAL);
         }
         let upper = self.upper()?;
-        let file = upper.objects.create(ino)?;
+        let reserved = self.charge_object(ino, &base, limit)?;
+        let file = match upper.objects.create(ino) {
+            Ok(file) => file,
+            Err(errno) => {
+                self.discharge_object(ino, reserved)?;
+                return Err(errno);
+            }
+        };
         let filled = match base.data {
             Data::Lower => self.fill(ino, &file, &base, limit),
             _ => Ok(()),
@@ -221,14 +335,47 @@ impl Overlay {
         if committed.is_err() {
             // What cannot be removed now is removed when the upper is opened next.
             let _ = upper.objects.remove(ino);
+            self.discharge_object(ino, reserved)?;
+        } else {
+            self.settle(ino, &file, reserved)?;
         }
         committed.map(|()| file)
+    }
+
+    /// Sets aside what the object of a file will take up: an inode where the file is the lower
+    /// layer's, and space for a copy of its data.
+    fn charge_object(&self, ino: u64, base: &Meta, limit: u64) -> Answer<u64> {
+        let account = &self.upper()?.account;
+        if !is_own(ino) {
+            self.patiently(|| account.add_inode())?;
+        }
+        if base.data != Data::Lower || !account.limits_bytes() {
+            return Ok(0);
+        }
+        let bytes = self.lower.attr(ino)?.blocks.saturating_mul(512).min(limit);
+        match self.patiently(|| account.reserve_range(0, bytes)) {
+            Err(errno) if !is_own(ino) => {
+                account.remove_inode();
+                Err(errno)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn discharge_object(&self, ino: u64, reserved: u64) -> Answer<()> {
+        let account = &self.upper()?.account;
+        account.remove_bytes(reserved);
+        if !is_own(ino) {
+            account.remove_inode();
+        }
+        Ok(())
     }
 
     /// Copies a lower file's data. It must be durable before the journal can be, or a crash could
     /// leave neither the old data nor the new.
     fn fill(&self, ino: u64, file: &File, base: &Meta, limit: u64) -> Answer<()> {
         let upper = self.upper()?;
+        pass();
         self.lower.copy_data(ino, file, limit)?;
         set_times(file, Some(base.atime), Some(base.mtime))?;
         if !upper.volatile {
@@ -284,6 +431,20 @@ impl Meta {
         if self.mode & libc::S_IXGRP != 0 {
             self.mode &= !libc::S_ISGID;
         }
+    }
+}
+
+/// Takes back a write that has made a file grow too much: what was written there was a hole.
+fn give_back(file: &File, before: &FileStat, offset: u64, length: u64) -> Answer<()> {
+    if fstat(file)?.st_size > before.st_size {
+        nix::unistd::ftruncate(file, before.st_size)?;
+    }
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let (offset, length) = (offset.cast_signed(), length.cast_signed());
+    match fallocate(file, punch, offset, length) {
+        // It stays, counted; the next write finds the quota used up all the more.
+        Err(Errno::EOPNOTSUPP) => Ok(()),
+        outcome => outcome,
     }
 }
 

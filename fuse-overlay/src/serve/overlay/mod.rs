@@ -22,12 +22,14 @@
 //! Lock order: a stripe (copy-up and truncation of a file), then the state. No lock is held over
 //! reading or writing file data, nor over system calls on a directory lower.
 
+mod acl;
 mod change;
 mod data;
 mod journal;
 mod lower;
 mod names;
 mod objects;
+mod quota;
 mod state;
 mod xattr;
 
@@ -45,9 +47,13 @@ use self::journal::{Journal, Need};
 use self::lower::Child;
 pub(super) use self::lower::LowerFs;
 use self::objects::Objects;
+use self::quota::Account;
 use self::state::{Content, Edit, Known, State};
+use super::Quota;
 use super::attr::{Attr, Entry, FOREVER, Statfs};
-use super::backend::{Answer, At, Backend, Caller, Listed, New, Place, RenameKind, SetAttr, Traits};
+use super::backend::{
+    Answer, At, Backend, Caller, Listed, New, Place, RenameKind, SetAttr, Traits, XattrFlags,
+};
 use crate::index::Timestamp;
 
 /// Files that can be copied up at the same time without waiting for each other by chance.
@@ -102,6 +108,7 @@ struct Upper {
     directory: OwnedFd,
     objects: Objects,
     journal: Mutex<Journal>,
+    account: Account,
     volatile: bool,
 }
 
@@ -111,12 +118,18 @@ impl Overlay {
         Self::assemble(lower, None, State::new())
     }
 
-    pub(super) fn open(lower: LowerFs, upper: OwnedFd, volatile: bool) -> Result<Self, UpperError> {
+    pub(super) fn open(
+        lower: LowerFs,
+        upper: OwnedFd,
+        volatile: bool,
+        quota: Quota,
+    ) -> Result<Self, UpperError> {
         let mut state = State::new();
         let fingerprint = lower.fingerprint();
         let journal = Journal::open(upper.as_fd(), fingerprint, |change| state.apply(change))?;
         let objects = Objects::open(upper.as_fd())?;
-        let upper = Upper { directory: upper, objects, journal: Mutex::new(journal), volatile };
+        let account = Account::new(quota);
+        let upper = Upper { directory: upper, objects, journal: Mutex::new(journal), account, volatile };
         let overlay = Self::assemble(lower, Some(upper), state);
         overlay.recover()?;
         Ok(overlay)
@@ -153,6 +166,7 @@ impl Overlay {
             }
         }
         self.adopt(&mut state);
+        take_stock(upper, &state).map_err(|errno| UpperError::Objects(errno.into()))?;
         let mut journal = lock(&upper.journal);
         if journal.length() > self.rewrite_at(&state) {
             journal.rewrite(upper.directory.as_fd(), state.snapshot())?;
@@ -437,13 +451,32 @@ impl Overlay {
         let mut state = self.write_state();
         let Some(inode) = state.remove(ino) else { return };
         drop(state);
-        if inode.meta.data == Data::Object
-            && let Some(upper) = &self.upper
-        {
+        let Some(upper) = &self.upper else { return };
+        let has_object = inode.meta.data == Data::Object;
+        if has_object {
             // One that cannot be removed now is removed when the upper is opened next.
             let _ = upper.objects.remove(ino);
+            upper.account.remove_object(ino);
+        }
+        if state::is_own(ino) || has_object {
+            upper.account.remove_inode();
+        }
+        upper.account.remove_bytes(inode.extra_bytes());
+    }
+}
+
+/// Counts what an upper takes up already.
+fn take_stock(upper: &Upper, state: &State) -> Answer<()> {
+    let counted =
+        state.inodes().filter(|(ino, inode)| state::is_own(*ino) || inode.meta.data == Data::Object);
+    upper.account.count_inodes(counted.count() as u64);
+    upper.account.count_bytes(state.inodes().map(|(_, inode)| inode.extra_bytes()).sum());
+    if upper.account.limits_bytes() {
+        for (ino, _) in state.inodes().filter(|(_, inode)| inode.meta.data == Data::Object) {
+            upper.account.settle(ino, upper.objects.bytes(ino)?, 0);
         }
     }
+    Ok(())
 }
 
 /// Where a listed name comes from.
@@ -558,14 +591,15 @@ impl Backend for Overlay {
             (None, LowerFs::Directory(directory)) => fstatvfs(directory.root())?,
             (None, LowerFs::Packed(packed, _)) => return packed.statfs(),
         };
-        Ok(Statfs {
+        let disk = Statfs {
             blocks: status.blocks(),
             blocks_free: status.blocks_free(),
             blocks_available: status.blocks_available(),
             files: status.files(),
             files_free: status.files_free(),
             block_size: u32::try_from(status.fragment_size()).unwrap_or(4096),
-        })
+        };
+        Ok(self.upper.as_ref().map_or(disk, |upper| upper.account.narrow(disk)))
     }
 
     fn seek(&self, at: At, whence: i32) -> Answer<u64> {
@@ -574,6 +608,10 @@ impl Backend for Overlay {
 
     fn make(&self, place: Place<'_>, new: New<'_>, caller: Caller) -> Answer<Entry> {
         self.make_node(place, new, caller)
+    }
+
+    fn make_unnamed(&self, parent: u64, new: New<'_>, caller: Caller) -> Answer<Entry> {
+        self.make_unnamed_node(parent, new, caller)
     }
 
     fn link(&self, ino: u64, place: Place<'_>) -> Answer<Entry> {
@@ -597,12 +635,12 @@ impl Backend for Overlay {
         self.getattr(ino)
     }
 
-    fn write(&self, at: At, data: &[u8], kill_privileges: bool) -> Answer<()> {
+    fn write(&self, at: At, data: &[u8], kill_privileges: bool) -> Answer<u32> {
         self.write_data(at, data, kill_privileges)
     }
 
     fn fallocate(&self, at: At, length: u64, mode: i32) -> Answer<()> {
-        self.allocate(at, length, mode)
+        self.allocate_range(at, length, mode)
     }
 
     fn copy_range(&self, from: At, to: At, length: u64) -> Answer<u64> {
@@ -613,7 +651,7 @@ impl Backend for Overlay {
         self.sync(ino, data_only)
     }
 
-    fn setxattr(&self, ino: u64, name: &[u8], value: &[u8], flags: i32) -> Answer<()> {
+    fn setxattr(&self, ino: u64, name: &[u8], value: &[u8], flags: XattrFlags) -> Answer<()> {
         self.set_xattr(ino, name, value, flags)
     }
 

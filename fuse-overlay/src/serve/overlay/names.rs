@@ -7,7 +7,8 @@ use nix::errno::Errno;
 
 use super::change::{Change, Data, EntryState, Meta};
 use super::journal::Need;
-use super::state::{Directory, Known};
+use super::state::{Directory, Edit, Known};
+use super::xattr::Inherited;
 use super::{Overlay, now};
 use crate::serve::attr::{Entry, FOREVER};
 use crate::serve::backend::{Answer, At, Caller, New, Place, RenameKind};
@@ -28,13 +29,54 @@ impl Overlay {
         if self.find(place.parent, place.name)?.is_some() {
             return Err(Errno::EEXIST);
         }
+        let (meta, acls) = self.new_meta(parent, new, caller)?;
+        let ino = self.allocate(new)?;
+        let made = self.commit(Need::Space, |edit| {
+            edit.push(Change::Inode(ino, meta));
+            match new {
+                New::Symlink { target } => edit.push(Change::Target(ino, target.into())),
+                New::Directory { .. } => edit.push(Change::Parent(ino, place.parent)),
+                New::Node { .. } => {}
+            }
+            push_acls(edit, ino, acls);
+            edit.inode(parent.ino, parent.meta, |parent| {
+                parent.touch();
+                parent.nlink += u32::from(meta.is_directory());
+            });
+            edit.push(Change::Entry(place.parent, place.name.into(), EntryState::Node(ino)));
+            Ok(())
+        });
+        self.made(ino, new, made)
+    }
+
+    /// A file without a name. It is of no directory, but takes after the one it is asked for in.
+    pub(super) fn make_unnamed_node(&self, parent: u64, new: New<'_>, caller: Caller) -> Answer<Entry> {
+        let parent = self.directory(parent)?;
+        let (mut meta, acls) = self.new_meta(parent, new, caller)?;
+        meta.nlink = 0;
+        let ino = self.allocate(new)?;
+        let made = self.commit(Need::Space, |edit| {
+            edit.push(Change::Inode(ino, meta));
+            push_acls(edit, ino, acls);
+            Ok(())
+        });
+        self.write_state().set_unnamed(ino, true);
+        self.made(ino, new, made)
+    }
+
+    /// Attributes of what is made in a directory, and the ACLs that it inherits.
+    fn new_meta(&self, parent: Found, new: New<'_>, caller: Caller) -> Answer<(Meta, Inherited)> {
         let time = now();
-        let (mode, rdev) = match new {
+        let (mut mode, rdev) = match new {
             New::Node { mode, rdev } => (mode, rdev),
             New::Directory { mode } => (mode & 0o7777 | libc::S_IFDIR, 0),
             New::Symlink { .. } => (libc::S_IFLNK | 0o777, 0),
         };
         let is_directory = matches!(new, New::Directory { .. });
+        let mut inherited = Inherited::default();
+        if !matches!(new, New::Symlink { .. }) {
+            (mode, inherited) = self.inherit(parent.ino, mode, caller.umask)?;
+        }
         let mut meta = Meta {
             mode,
             uid: caller.uid,
@@ -54,21 +96,34 @@ impl Overlay {
                 meta.mode |= libc::S_ISGID;
             }
         }
-        let ino = self.read_state().allocate();
-        self.commit(Need::Space, |edit| {
-            edit.push(Change::Inode(ino, meta));
-            match new {
-                New::Symlink { target } => edit.push(Change::Target(ino, target.into())),
-                New::Directory { .. } => edit.push(Change::Parent(ino, place.parent)),
-                New::Node { .. } => {}
+        Ok((meta, inherited))
+    }
+
+    /// A number for a new inode, which the quota has room for.
+    fn allocate(&self, new: New<'_>) -> Answer<u64> {
+        let extra = match new {
+            New::Symlink { target } => target.len() as u64,
+            _ => 0,
+        };
+        let account = &self.upper()?.account;
+        self.patiently(|| account.add_inode())?;
+        if let Err(errno) = self.patiently(|| account.add_bytes(extra)) {
+            account.remove_inode();
+            return Err(errno);
+        }
+        Ok(self.read_state().allocate())
+    }
+
+    /// The answer to a request that made an inode, or gives back what was charged for it.
+    fn made(&self, ino: u64, new: New<'_>, made: Answer<()>) -> Answer<Entry> {
+        if let Err(errno) = made {
+            let account = &self.upper()?.account;
+            account.remove_inode();
+            if let New::Symlink { target } = new {
+                account.remove_bytes(target.len() as u64);
             }
-            edit.inode(parent.ino, parent.meta, |meta| {
-                meta.touch();
-                meta.nlink += u32::from(is_directory);
-            });
-            edit.push(Change::Entry(place.parent, place.name.into(), EntryState::Node(ino)));
-            Ok(())
-        })?;
+            return Err(errno);
+        }
         self.count(ino);
         self.entry(ino, FOREVER)
     }
@@ -82,9 +137,10 @@ impl Overlay {
         if self.find(place.parent, place.name)?.is_some() {
             return Err(Errno::EEXIST);
         }
+        let unnamed = self.read_state().get(ino).is_some_and(|inode| inode.unnamed);
         self.commit(Need::Space, |edit| {
             let nlink = edit.current(file.ino, file.meta).nlink;
-            if nlink == 0 {
+            if nlink == 0 && !unnamed {
                 return Err(Errno::ENOENT);
             }
             if nlink >= LINK_LIMIT {
@@ -98,6 +154,9 @@ impl Overlay {
             edit.push(Change::Entry(place.parent, place.name.into(), EntryState::Node(ino)));
             Ok(())
         })?;
+        if unnamed {
+            self.write_state().set_unnamed(ino, false);
+        }
         self.count(ino);
         self.entry(ino, FOREVER)
     }
@@ -136,19 +195,33 @@ impl Overlay {
     pub(super) fn rename_node(&self, from: Place<'_>, to: Place<'_>, kind: RenameKind) -> Answer<()> {
         let source = self.child(from)?.ok_or(Errno::ENOENT)?;
         match (kind, self.child(to)?) {
-            (RenameKind::NoReplace, Some(_)) => Err(Errno::EEXIST),
+            (RenameKind::NoReplace | RenameKind::WhiteoutNoReplace, Some(_)) => Err(Errno::EEXIST),
             (RenameKind::Exchange, None) => Err(Errno::ENOENT),
             (_, Some(target)) if target.ino == source.ino => Ok(()),
             (RenameKind::Exchange, Some(target)) => self.exchange((from, source), (to, target)),
-            (_, target) => self.replace((from, source), to, target),
+            (RenameKind::Whiteout | RenameKind::WhiteoutNoReplace, target) => {
+                let caller = Caller { uid: source.meta.uid, gid: source.meta.gid, umask: 0 };
+                let whiteout = New::Node { mode: libc::S_IFCHR, rdev: 0 };
+                let (meta, _) = self.new_meta(self.directory(from.parent)?, whiteout, caller)?;
+                let ino = self.allocate(whiteout)?;
+                let left = Some((ino, Meta { mode: libc::S_IFCHR, ..meta }));
+                let moved = self.replace((from, source), to, target, left);
+                if moved.is_err() {
+                    self.upper()?.account.remove_inode();
+                }
+                moved
+            }
+            (_, target) => self.replace((from, source), to, target, None),
         }
     }
 
+    /// Renames; `left` is what takes the old place.
     fn replace(
         &self,
         (from, source): (Place<'_>, Found),
         to: Place<'_>,
         target: Option<Found>,
+        left: Option<(u64, Meta)>,
     ) -> Answer<()> {
         let moves_directory = source.meta.is_directory();
         let (old_parent, new_parent) = (self.directory(from.parent)?, self.directory(to.parent)?);
@@ -159,6 +232,9 @@ impl Overlay {
         }
         let removed = self.removed(from)?;
         self.commit(Need::Release, |edit| {
+            if let Some((ino, meta)) = left {
+                edit.push(Change::Inode(ino, meta));
+            }
             if let Some(target) = target {
                 edit.inode(target.ino, target.meta, Meta::drop_link);
                 edit.inode(new_parent.ino, new_parent.meta, |meta| {
@@ -177,7 +253,10 @@ impl Overlay {
             if moves_directory {
                 edit.push(Change::Parent(source.ino, to.parent));
             }
-            edit.push(removed);
+            edit.push(match left {
+                Some((ino, _)) => Change::Entry(from.parent, from.name.into(), EntryState::Node(ino)),
+                None => removed,
+            });
             edit.push(Change::Entry(to.parent, to.name.into(), EntryState::Node(source.ino)));
             Ok(())
         })
@@ -255,6 +334,14 @@ impl Overlay {
             (true, _) => Ok(found),
         }
     }
+}
+
+fn push_acls(edit: &mut Edit<'_>, ino: u64, inherited: Inherited) {
+    if inherited.is_empty() {
+        return;
+    }
+    edit.push(Change::OwnXattrs(ino));
+    edit.extend(inherited.changes(ino));
 }
 
 impl Meta {

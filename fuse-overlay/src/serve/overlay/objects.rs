@@ -76,6 +76,11 @@ impl Objects {
         }
     }
 
+    /// What an object takes up on disk.
+    pub(super) fn bytes(&self, ino: u64) -> Answer<u64> {
+        self.stat(ino).map(|status| disk_bytes(&status))
+    }
+
     pub(super) fn remove(&self, ino: u64) -> Answer<()> {
         self.cache().files.remove(&ino);
         unlinkat(&self.directory, &*name(ino), UnlinkatFlags::NoRemoveDir)
@@ -135,6 +140,11 @@ impl Cache {
         let limit = ticks.get(ticks.len() / 4).copied().unwrap_or(0);
         self.files.retain(|_, (_, used)| *used > limit);
     }
+}
+
+/// What a file takes up on disk.
+pub(super) fn disk_bytes(status: &FileStat) -> u64 {
+    status.st_blocks.cast_unsigned().saturating_mul(512)
 }
 
 fn name(ino: u64) -> String {

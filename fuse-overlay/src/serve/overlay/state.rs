@@ -26,6 +26,8 @@ const SNAPSHOT_CHANGES: usize = 1000;
 pub(super) struct State {
     inodes: HashMap<u64, Inode>,
     next: AtomicU64,
+    /// How many of the inodes have no name.
+    nameless: usize,
 }
 
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub(super) struct Inode {
     pub lookups: AtomicU64,
     /// Where the lower node lies, if paths identify nodes.
     pub origin: Option<Box<[u8]>>,
+    /// Made without a name (`O_TMPFILE`) and not given one yet.
+    pub unnamed: bool,
 }
 
 #[derive(Debug)]
@@ -124,7 +128,7 @@ impl Directory {
 
 impl State {
     pub(super) fn new() -> Self {
-        Self { inodes: HashMap::new(), next: AtomicU64::new(FIRST_OWN) }
+        Self { inodes: HashMap::new(), next: AtomicU64::new(FIRST_OWN), nameless: 0 }
     }
 
     pub(super) fn get(&self, ino: u64) -> Option<&Inode> {
@@ -140,6 +144,11 @@ impl State {
 
     pub(super) fn inodes(&self) -> impl Iterator<Item = (u64, &Inode)> {
         self.inodes.iter().map(|(ino, inode)| (*ino, inode))
+    }
+
+    /// Whether inodes without a name are still kept, for open files or until the kernel forgets.
+    pub(super) fn has_removed(&self) -> bool {
+        self.nameless > 0
     }
 
     pub(super) fn len(&self) -> usize {
@@ -192,13 +201,16 @@ impl State {
 
     /// Drops an inode that has no name left and that the kernel has let go of.
     pub(super) fn remove(&mut self, ino: u64) -> Option<Inode> {
-        self.inodes.remove(&ino)
+        let removed = self.inodes.remove(&ino)?;
+        self.nameless -= usize::from(removed.meta.nlink == 0);
+        Some(removed)
     }
 
     fn set_meta(&mut self, ino: u64, meta: Meta) {
         if is_own(ino) {
             self.next.fetch_max(ino + 1, Ordering::Relaxed);
         }
+        let is_new = !self.inodes.contains_key(&ino);
         let inode = self.inodes.entry(ino).or_insert_with(|| Inode {
             meta,
             content: if meta.is_directory() {
@@ -209,8 +221,19 @@ impl State {
             xattrs: None,
             lookups: AtomicU64::new(0),
             origin: None,
+            unnamed: false,
         });
+        // A new inode has not been counted yet: what it was made with is what it gets.
+        self.nameless -= usize::from(!is_new && inode.meta.nlink == 0);
+        self.nameless += usize::from(meta.nlink == 0);
         inode.meta = meta;
+    }
+
+    /// Says that an inode without a name may be given one.
+    pub(super) fn set_unnamed(&mut self, ino: u64, unnamed: bool) {
+        if let Some(inode) = self.inodes.get_mut(&ino) {
+            inode.unnamed = unnamed;
+        }
     }
 
     fn directory_mut(&mut self, ino: u64) -> Option<&mut Directory> {
@@ -231,6 +254,21 @@ impl State {
 }
 
 impl Inode {
+    /// Bytes of what is kept beyond the attributes: link target and xattrs.
+    pub(super) fn extra_bytes(&self) -> u64 {
+        let target = match &self.content {
+            Content::Symlink(target) => target.len(),
+            _ => 0,
+        };
+        (target + self.xattr_bytes()) as u64
+    }
+
+    /// Bytes in names and values of the xattrs that are kept.
+    pub(super) fn xattr_bytes(&self) -> usize {
+        let all = self.xattrs.iter().flatten();
+        all.map(|(name, value)| name.len() + value.len()).sum()
+    }
+
     fn changes(&self, ino: u64) -> Vec<Change> {
         let mut changes = vec![Change::Inode(ino, self.meta)];
         changes.extend(self.origin.clone().map(|path| Change::Origin(ino, path)));
