@@ -15,6 +15,8 @@
 //! The crate knows nothing of containers, image formats or command lines. All unsafe code is in
 //! `sys`; the words of the FUSE protocol are in one private module of [`serve`].
 
+pub mod archive;
+pub mod changes;
 pub mod index;
 pub mod mount;
 pub mod pack;

@@ -5,7 +5,7 @@
 
 mod guard;
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
@@ -192,6 +192,36 @@ pub(crate) fn list_xattrs(file: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
         // SAFETY: the kernel writes at most as many bytes as the buffer has.
         unsafe { libc::flistxattr(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) }
     })
+}
+
+/// Names and values of all xattrs of what an `O_PATH` descriptor refers to: through /proc, since
+/// such a descriptor has none of its own calls before Linux 6.13 (getxattrat(2)).
+pub(crate) fn all_xattrs(node: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+    let path = CString::new(format!("/proc/self/fd/{}", node.as_raw_fd())).map_err(|_| Errno::EINVAL)?;
+    let names = sized(|buffer| {
+        // SAFETY: the path ends in a NUL, and the kernel writes at most as many bytes as the buffer has.
+        unsafe { libc::listxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
+    });
+    let names = match names {
+        Err(Errno::EOPNOTSUPP) => return Ok(Vec::new()),
+        names => names?,
+    };
+    let mut found = Vec::new();
+    for name in names.split_inclusive(|byte| *byte == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+        let value = sized(|buffer| {
+            // SAFETY: both strings end in a NUL, and the kernel writes at most as many bytes as the
+            // buffer has.
+            unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
+        });
+        match value {
+            Ok(value) => found.push((name.to_bytes().to_vec(), value)),
+            // Gone meanwhile, or only listed.
+            Err(Errno::ENODATA | Errno::EOPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(found)
 }
 
 /// Calls with a buffer large enough for every xattr Linux allows (`XATTR_SIZE_MAX`,

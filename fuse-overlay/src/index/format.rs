@@ -16,6 +16,7 @@
 //! [`Image::verify`] checks the rest. Every access is bounds-checked, so a damaged body gives
 //! [`Corrupt`], never a panic.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -95,7 +96,8 @@ pub(crate) struct NodeRecord {
     pub count: u32,
     pub xattr_first: u32,
     pub xattr_count: u32,
-    /// Of a directory, its parent; the root's is itself. 0 for everything else.
+    /// The directory of its (first) name; the root's is itself. 0 for other things than directories
+    /// in indexes of before it was kept for them.
     pub parent: u32,
     pub flags: u32,
 }
@@ -393,6 +395,71 @@ impl Image {
         let Some(index) = self.search(directory, name)? else { return Ok(None) };
         let (record, _) = EntryRecord::decode(self.record(&self.entries, index as usize)?);
         Ok(Some(record.node))
+    }
+
+    /// Every name of the given nodes and of the directories above them: the directory's id and the name.
+    ///
+    /// Costs as much as the directories concerned have names, unless a node has several names: the
+    /// others are then looked for among all names, 16 bytes each, which are read from the front.
+    pub(crate) fn names_of(&self, wanted: &HashSet<u32>) -> Result<Vec<(u32, Box<[u8]>)>, Corrupt> {
+        let mut names = Vec::new();
+        let mut seen: HashSet<u32> = HashSet::from([ROOT_ID]);
+        let mut below: HashMap<u32, HashSet<u32>> = HashMap::new();
+        let mut pending: Vec<u32> = wanted.iter().copied().collect();
+        let mut many: HashSet<u32> = HashSet::new();
+        while let Some(id) = pending.pop() {
+            if !seen.insert(id) {
+                continue;
+            }
+            let node = self.node(id)?;
+            if !node.is_directory() && (node.nlink > 1 || node.parent == 0) {
+                many.insert(id);
+            } else {
+                below.entry(node.parent).or_default().insert(id);
+                pending.push(node.parent);
+            }
+        }
+        if !many.is_empty() {
+            let mut found: HashMap<u32, HashSet<u32>> = HashMap::new();
+            for directory in 1..=u32::try_from(self.counts.nodes).map_err(|_| Corrupt)? {
+                let node = self.node(directory)?;
+                if !node.is_directory() {
+                    continue;
+                }
+                for index in self.entries_of(&node)? {
+                    let (entry, _) = EntryRecord::decode(self.record(&self.entries, index as usize)?);
+                    if many.contains(&entry.node) {
+                        found.entry(directory).or_default().insert(entry.node);
+                    }
+                }
+            }
+            for (directory, children) in found {
+                let mut at = directory;
+                below.entry(directory).or_default().extend(children);
+                // The way up, as far as it is not known.
+                while seen.insert(at) {
+                    let node = self.node(at)?;
+                    below.entry(node.parent).or_default().insert(at);
+                    at = node.parent;
+                }
+            }
+        }
+        for (directory, children) in below {
+            let record = self.node(directory)?;
+            let mut left = children.len();
+            for index in self.entries_of(&record)? {
+                let (entry, _) = EntryRecord::decode(self.record(&self.entries, index as usize)?);
+                if children.contains(&entry.node) {
+                    names.push((directory, self.entry(index)?.1.into()));
+                    // A node of one name is found once; of those with more, all names are wanted.
+                    left = left.saturating_sub(usize::from(many.is_empty()));
+                    if left == 0 && many.is_empty() {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(names)
     }
 
     pub(crate) fn extent(&self, node: &NodeRecord, index: u32) -> Result<Extent, Corrupt> {

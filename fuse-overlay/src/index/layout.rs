@@ -100,13 +100,13 @@ impl<'a> Layout<'a> {
             nlink: self.links[key as usize],
             mtime: attributes.mtime,
             xattr_count: attributes.xattrs.len() as u32,
+            parent,
             ..NodeRecord::default()
         };
         record.xattr_first = self.add_xattrs(&attributes.xattrs)?;
         match &node.content {
             Content::Directory(directory) => {
                 record.mode |= libc::S_IFDIR;
-                record.parent = parent;
                 record.flags = if directory.opaque { FLAG_OPAQUE } else { 0 }
                     | if directory.implicit { FLAG_IMPLICIT } else { 0 };
                 record.first = self.entry_count as u32;

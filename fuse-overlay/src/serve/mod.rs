@@ -10,13 +10,13 @@ mod backend;
 mod buffer;
 mod directory;
 mod fuse;
-mod overlay;
+pub(crate) mod overlay;
 mod packed;
 
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -24,7 +24,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 pub use self::overlay::UpperError;
 
 use self::directory::Directory;
-use self::overlay::{LowerFs, Overlay};
+use self::overlay::{LowerFs, Overlay, Snapshot};
 use self::packed::Packed;
 use crate::index::MergedIndex;
 
@@ -192,17 +192,11 @@ impl Server {
     pub fn new(lower: Lower, mode: Mode, ids: Ids, options: Options) -> Result<Self, ServeError> {
         raise_descriptor_limit();
         let lower = match lower {
-            Lower::Packed { index, layers } => {
+            Lower::Packed { index, layers } if matches!(mode, Mode::ReadOnly) => {
                 let packed = Packed::new(index, layers, ids)?;
-                if matches!(mode, Mode::ReadOnly) {
-                    return Ok(Self { backend: Backend::Packed(Box::new(packed)), options });
-                }
-                LowerFs::packed(packed)
+                return Ok(Self { backend: Backend::Packed(Box::new(packed)), options });
             }
-            Lower::Directory(directory) => {
-                let directory = Directory::new(directory, ids);
-                LowerFs::Directory(directory.map_err(|errno| ServeError::Directory(errno.into()))?)
-            }
+            lower => lower_fs(lower, ids)?,
         };
         let overlay = match mode {
             Mode::ReadOnly => Overlay::read_only(lower),
@@ -225,6 +219,30 @@ impl Server {
             Backend::Overlay(overlay) => fuse::serve(*overlay, device, threads),
         }
         .map_err(ServeError::Connection)
+    }
+}
+
+fn lower_fs(lower: Lower, ids: Ids) -> Result<LowerFs, ServeError> {
+    match lower {
+        Lower::Packed { index, layers } => Ok(LowerFs::packed(Packed::new(index, layers, ids)?)),
+        Lower::Directory(directory) => {
+            let directory = Directory::new(directory, ids);
+            Ok(LowerFs::Directory(directory.map_err(|errno| ServeError::Directory(errno.into()))?))
+        }
+    }
+}
+
+/// A lower layer by itself, looked into rather than served, or with an upper of this crate's own as
+/// it stands at this moment.
+pub(crate) fn snapshot(
+    lower: Lower,
+    upper: Option<BorrowedFd<'_>>,
+    ids: Ids,
+) -> Result<Snapshot, ServeError> {
+    let lower = lower_fs(lower, ids)?;
+    match upper {
+        Some(upper) => Snapshot::open(lower, upper).map_err(ServeError::Upper),
+        None => Ok(Snapshot::lower_only(lower)),
     }
 }
 

@@ -86,6 +86,26 @@ impl Journal {
         }
     }
 
+    /// Hands every change of an upper's journal to `apply` without opening it for service: neither
+    /// locked nor cut, so that it may be written to meanwhile. False where there is none yet.
+    pub(super) fn read(
+        upper: BorrowedFd<'_>,
+        fingerprint: u64,
+        apply: impl FnMut(Change),
+    ) -> Result<bool, UpperError> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let fd = match openat(upper, NAME, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::ENOENT) => return Ok(false),
+            Err(errno) => return Err(UpperError::Journal(errno.into())),
+        };
+        let mut bytes = Vec::new();
+        File::from(fd).read_to_end(&mut bytes).map_err(UpperError::Journal)?;
+        check_header(bytes.first_chunk::<HEADER_SIZE>().ok_or(UpperError::NotAnUpper)?, fingerprint)?;
+        apply_records(&bytes, apply);
+        Ok(true)
+    }
+
     fn begin(upper: BorrowedFd<'_>, name: &str, fingerprint: u64) -> Result<Self, UpperError> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let fd = openat(upper, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)
@@ -101,21 +121,12 @@ impl Journal {
         })
     }
 
-    fn replay(
-        file: Flock<File>,
-        fingerprint: u64,
-        mut apply: impl FnMut(Change),
-    ) -> Result<Self, UpperError> {
+    fn replay(file: Flock<File>, fingerprint: u64, apply: impl FnMut(Change)) -> Result<Self, UpperError> {
         let mut bytes = Vec::new();
         (&*file).read_to_end(&mut bytes).map_err(UpperError::Journal)?;
         let found = bytes.first_chunk::<HEADER_SIZE>().ok_or(UpperError::NotAnUpper)?;
         check_header(found, fingerprint)?;
-        let mut at = HEADER_SIZE;
-        while let Some(payload) = record(&bytes, at) {
-            let Some(changes) = decode(payload).collect::<Option<Vec<_>>>() else { break };
-            changes.into_iter().for_each(&mut apply);
-            at += FRAME_SIZE + payload.len();
-        }
+        let at = apply_records(&bytes, apply);
         // A record that was being written when the server died: its request got no answer.
         if at < bytes.len() {
             file.set_len(at as u64).map_err(UpperError::Journal)?;
@@ -265,6 +276,17 @@ fn seal(frame: &mut [u8], place: u64) {
 fn checksum(payload: &[u8], place: u64) -> u32 {
     let mixed = xxh64(payload) ^ xxh64(&place.to_le_bytes());
     (mixed ^ mixed >> 32) as u32
+}
+
+/// Hands the changes of all whole records to `apply`, and says where they end.
+fn apply_records(bytes: &[u8], mut apply: impl FnMut(Change)) -> usize {
+    let mut at = HEADER_SIZE;
+    while let Some(payload) = record(bytes, at) {
+        let Some(changes) = decode(payload).collect::<Option<Vec<_>>>() else { break };
+        changes.into_iter().for_each(&mut apply);
+        at += FRAME_SIZE + payload.len();
+    }
+    at
 }
 
 /// The payload of the record at `at`, where a whole one is there.

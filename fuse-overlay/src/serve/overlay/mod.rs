@@ -30,6 +30,7 @@ mod lower;
 mod names;
 mod objects;
 mod quota;
+mod snapshot;
 mod state;
 mod xattr;
 
@@ -48,6 +49,7 @@ use self::lower::Child;
 pub(super) use self::lower::LowerFs;
 use self::objects::Objects;
 use self::quota::Account;
+pub(crate) use self::snapshot::{Facts, Named, ROOT, Snapshot, Source};
 use self::state::{Content, Edit, Known, State};
 use super::Quota;
 use super::attr::{Attr, Entry, FOREVER, Statfs};

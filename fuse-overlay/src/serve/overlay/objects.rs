@@ -16,7 +16,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::UpperError;
 use crate::serve::backend::Answer;
 
-const DIRECTORY: &str = "objects";
+pub(super) const DIRECTORY: &str = "objects";
 
 /// Files kept open, so that reading or writing one in many requests opens it once. Well below
 /// the limit on descriptors that systems set (1024 at the least, of which others need some).
@@ -147,7 +147,7 @@ pub(super) fn disk_bytes(status: &FileStat) -> u64 {
     status.st_blocks.cast_unsigned().saturating_mul(512)
 }
 
-fn name(ino: u64) -> String {
+pub(super) fn name(ino: u64) -> String {
     let mut name = String::with_capacity(16);
     // Writing to a String cannot fail.
     let _ = write!(name, "{ino:016x}");
