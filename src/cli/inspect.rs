@@ -160,23 +160,14 @@ fn state_object(status: &Status, state: Option<&State>, exit: Option<&ExitRecord
 }
 
 fn config(record: &Record, saved: &Saved, process: &oci_spec::runtime::Process) -> Value {
-    let (request, image) = (&saved.request, saved.image_config.config().clone().unwrap_or_default());
+    let request = &saved.request;
     let set = |keys: Vec<String>| -> Value {
         if keys.is_empty() {
             return Value::Null;
         }
         Value::Object(keys.into_iter().map(|key| (key, json!({}))).collect())
     };
-    let entrypoint = match &request.process.entrypoint {
-        Some(text) if text.is_empty() => None,
-        Some(text) => Some(vec![text.clone()]),
-        None => image.entrypoint().clone(),
-    };
-    let command = match request.process.command.as_slice() {
-        [] if request.process.entrypoint.is_none() => image.cmd().clone(),
-        [] => None,
-        given => Some(given.to_vec()),
-    };
+    let (entrypoint, command) = entrypoint_and_command(saved);
     let attached = |wanted: bool| wanted && !request.stdio.detach;
     json!({
         "Hostname": saved.plan.spec.hostname().clone().unwrap_or_default(),
@@ -200,6 +191,23 @@ fn config(record: &Record, saved: &Saved, process: &oci_spec::runtime::Process) 
         "StopSignal": crate::plan::signal::name(saved.plan.stop_signal),
         "StopTimeout": request.process.stop_timeout_s,
     })
+}
+
+/// Entrypoint and command of a container: what was asked for, else the image's.
+#[must_use]
+pub fn entrypoint_and_command(saved: &Saved) -> (Option<Vec<String>>, Option<Vec<String>>) {
+    let (request, image) = (&saved.request, saved.image_config.config().clone().unwrap_or_default());
+    let entrypoint = match &request.process.entrypoint {
+        Some(text) if text.is_empty() => None,
+        Some(text) => Some(vec![text.clone()]),
+        None => image.entrypoint().clone(),
+    };
+    let command = match request.process.command.as_slice() {
+        [] if request.process.entrypoint.is_none() => image.cmd().clone(),
+        [] => None,
+        given => Some(given.to_vec()),
+    };
+    (entrypoint, command)
 }
 
 fn host_config(saved: &Saved, linux: &oci_spec::runtime::Linux) -> Value {

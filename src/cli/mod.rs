@@ -15,12 +15,15 @@ use crate::store::containers::{Containers, Record, State, Status};
 use crate::sys;
 
 pub mod attach;
+pub mod commit;
 pub mod create;
+pub mod diff;
 pub mod error;
 pub mod exec;
 pub mod flag_errors;
 pub mod format;
 pub mod images;
+pub mod import;
 pub mod info;
 pub mod inspect;
 pub mod kill;
@@ -95,6 +98,9 @@ enum Verb {
     Port(port::Args),
     Rename(rename::Args),
     Inspect(inspect::Args),
+    Diff(diff::Args),
+    Commit(commit::Args),
+    Import(import::Args),
     Images(images::Args),
     Load(load::Args),
     Save(save::Args),
@@ -135,6 +141,8 @@ enum ContainerVerb {
     Port(port::Args),
     Rename(rename::Args),
     Inspect(inspect::Args),
+    Diff(diff::Args),
+    Commit(commit::Args),
     Prune(prune::Args),
 }
 
@@ -149,6 +157,7 @@ enum ImageVerb {
     #[command(visible_alias = "remove")]
     Rm(rmi::Args),
     Tag(tag::Args),
+    Import(import::Args),
     Inspect(images::InspectArgs),
     Prune(images::PruneArgs),
     History(images::HistoryArgs),
@@ -172,6 +181,8 @@ impl From<ContainerVerb> for Verb {
             ContainerVerb::Wait(args) => Self::Wait(args),
             ContainerVerb::Port(args) => Self::Port(args),
             ContainerVerb::Rename(args) => Self::Rename(args),
+            ContainerVerb::Diff(args) => Self::Diff(args),
+            ContainerVerb::Commit(args) => Self::Commit(args),
             other @ (ContainerVerb::Inspect(_) | ContainerVerb::Prune(_)) => Self::Container(other),
         }
     }
@@ -243,6 +254,9 @@ fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
         Verb::Port(args) => port::run(ctx, &args),
         Verb::Rename(args) => rename::run(ctx, &args),
         Verb::Inspect(args) => inspect::run(ctx, &args),
+        Verb::Diff(args) => diff::run(ctx, &args),
+        Verb::Commit(args) => commit::run(ctx, &args),
+        Verb::Import(args) | Verb::Image(ImageVerb::Import(args)) => import::run(ctx, &args),
         Verb::Container(ContainerVerb::Inspect(args)) => inspect::run_container(ctx, &args),
         Verb::Container(ContainerVerb::Prune(args)) => prune::run(ctx, &args),
         Verb::Container(other) => dispatch(ctx, other.into()),

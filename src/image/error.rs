@@ -70,6 +70,9 @@ pub enum ImageError {
         /// Those there are.
         found: String,
     },
+    /// `--platform` with something else.
+    #[error("{0:?} is an invalid platform: it is os/architecture[/variant], as linux/amd64 or linux/arm/v7")]
+    InvalidPlatform(String),
     /// An archive, or a file of a layout, cannot be read.
     #[error("cannot read {path}")]
     Read {

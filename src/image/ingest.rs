@@ -54,6 +54,11 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// Digest of the uncompressed bytes.
+    pub(super) fn diff_id(&self) -> &Digest {
+        &self.diff_id
+    }
+
     /// Whether it is what it is said to be, the cause of a difference before its consequences.
     pub(super) fn check(&self, expected: &Expected<'_>) -> Result<()> {
         let what = expected.what;
@@ -75,11 +80,20 @@ pub(super) struct Packed {
 impl Packed {
     /// Puts the layer in its place, under the diff id that it was found to have.
     pub(super) fn publish(self, what: &str) -> Result<StoredLayer> {
-        match self.index {
-            Ok(index) => Ok(self.writer.finish(&self.found.diff_id, &index)?),
-            Err(PackError::Read(source)) => Err(ImageError::LayerStream { what: what.to_owned(), source }),
-            Err(source) => Err(ImageError::Layer { what: what.to_owned(), source }),
-        }
+        let index = self.index.map_err(|error| not_a_layer(error, what))?;
+        Ok(self.writer.finish(&self.found.diff_id, &index)?)
+    }
+
+    /// Whether it is a layer, for whoever does not need it in the store.
+    pub(super) fn check(self, what: &str) -> Result<()> {
+        self.index.map(drop).map_err(|error| not_a_layer(error, what))
+    }
+}
+
+fn not_a_layer(error: PackError, what: &str) -> ImageError {
+    match error {
+        PackError::Read(source) => ImageError::LayerStream { what: what.to_owned(), source },
+        source => ImageError::Layer { what: what.to_owned(), source },
     }
 }
 

@@ -21,6 +21,7 @@ use crate::store::native::Budget;
 use crate::store::{Catalog, ImageEntry, NameEntry, Store, StoreError};
 
 mod archive;
+mod commit;
 mod compression;
 mod error;
 mod find;
@@ -35,6 +36,7 @@ mod save;
 mod streamed;
 mod transport;
 
+pub use commit::{Draft, base_config, commit, scratch};
 pub use error::ImageError;
 pub use find::find;
 pub use reference::{DEFAULT_TAG, Reference, ReferenceError};

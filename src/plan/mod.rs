@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 mod build;
 pub mod capability;
+pub mod instruction;
 pub mod mount;
 pub mod names;
 pub mod port;

@@ -33,14 +33,17 @@ use crate::sys;
 use crate::sys::process::Fork;
 
 pub mod affinity;
+pub mod changes;
 pub mod client;
 pub mod control;
 pub mod etc;
 pub mod fence;
 pub mod keeper;
 pub mod log;
+pub mod pause;
 pub mod peer;
 pub mod pump;
+pub mod reader;
 pub mod remove;
 pub mod rest;
 pub mod server;
@@ -148,12 +151,7 @@ pub fn launch(
         maps = peer.maps(maps);
     }
     let seccomp = crate::plan::seccomp::compile_for(plan).map_err(LaunchError::Seccomp)?;
-    let root_kind = match saved.write_mode {
-        WriteMode::Hybrid => RootKind::Hybrid,
-        WriteMode::Pure => RootKind::Pure,
-        WriteMode::Auto if matches!(saved.root, RootSource::Packed { .. }) => RootKind::Hybrid,
-        WriteMode::Auto => RootKind::Pure,
-    };
+    let root_kind = root_kind(saved);
     let filesystem = filesystem(saved, root_kind, &record.local_dir, &maps)?;
     let native = match &saved.root {
         RootSource::Packed { index, .. } => crate::store::native::tree_beside(index),
@@ -226,6 +224,16 @@ pub fn launch(
             };
             become_keeper(work)
         }
+    }
+}
+
+/// How the root is made, or would be at the first start.
+fn root_kind(saved: &Saved) -> RootKind {
+    match saved.write_mode {
+        WriteMode::Hybrid => RootKind::Hybrid,
+        WriteMode::Pure => RootKind::Pure,
+        WriteMode::Auto if matches!(saved.root, RootSource::Packed { .. }) => RootKind::Hybrid,
+        WriteMode::Auto => RootKind::Pure,
     }
 }
 
@@ -476,30 +484,44 @@ fn filesystem(
     local_dir: &Path,
     maps: &IdMaps,
 ) -> Result<serve::Server, LaunchError> {
-    let open = |path: &Path| File::open(path).map_err(io_error(|| format!("open {}", path.display())));
-    let lower = match &saved.root {
-        RootSource::Packed { index, layers } => {
-            let merged = MergedIndex::open(&open(index)?)
-                .map_err(|error| LaunchError::Image { path: index.clone(), source: error.into() })?;
-            let layers = layers.iter().map(|path| open(path)).collect::<Result<_, _>>()?;
-            serve::Lower::Packed { index: merged, layers }
-        }
-        RootSource::Directory { path } => {
-            serve::Lower::Directory(serve::DirectoryLower { root: open(path)?.into(), rules: Vec::new() })
-        }
-        RootSource::Host => serve::Lower::Directory(serve::DirectoryLower {
-            root: open(Path::new("/"))?.into(),
-            rules: host_rules(&saved.working_directory, local_dir),
-        }),
-    };
+    let lower = lower(saved, local_dir)?;
     let mode = match kind {
         RootKind::Hybrid => serve::Mode::ReadOnly,
         RootKind::Pure => serve::Mode::Overlay {
-            upper: open(&local_dir.join("upper"))?.into(),
+            upper: open_file(&local_dir.join("upper"))?.into(),
             volatile: saved.plan.auto_remove,
             quota: serve::Quota { bytes: saved.plan.quota.bytes, inodes: saved.plan.quota.inodes },
         },
     };
+    serve::Server::new(lower, mode, ids(maps), serve::Options::default()).map_err(LaunchError::Filesystem)
+}
+
+fn open_file(path: &Path) -> Result<File, LaunchError> {
+    File::open(path).map_err(io_error(|| format!("open {}", path.display())))
+}
+
+/// What lies below the writable layer.
+fn lower(saved: &Saved, local_dir: &Path) -> Result<serve::Lower, LaunchError> {
+    Ok(match &saved.root {
+        RootSource::Packed { index, layers } => {
+            let merged = MergedIndex::open(&open_file(index)?)
+                .map_err(|error| LaunchError::Image { path: index.clone(), source: error.into() })?;
+            let layers = layers.iter().map(|path| open_file(path)).collect::<Result<_, _>>()?;
+            serve::Lower::Packed { index: merged, layers }
+        }
+        RootSource::Directory { path } => serve::Lower::Directory(serve::DirectoryLower {
+            root: open_file(path)?.into(),
+            rules: Vec::new(),
+        }),
+        RootSource::Host => serve::Lower::Directory(serve::DirectoryLower {
+            root: open_file(Path::new("/"))?.into(),
+            rules: host_rules(&saved.working_directory, local_dir),
+        }),
+    })
+}
+
+/// How ids of the image and of the machine show in the container.
+fn ids(maps: &IdMaps) -> serve::Ids {
     let (uid, gid) = (nix::unistd::Uid::effective().as_raw(), nix::unistd::Gid::effective().as_raw());
     let range = |single: u32, count: u32, caller: u32| {
         if maps.is_single() {
@@ -509,11 +531,10 @@ fn filesystem(
             serve::IdRange::range(count, caller)
         }
     };
-    let ids = serve::Ids {
+    serve::Ids {
         uids: range(maps.first_uid(), maps.uid_count(), uid),
         gids: range(maps.first_gid(), maps.gid_count(), gid),
-    };
-    serve::Server::new(lower, mode, ids, serve::Options::default()).map_err(LaunchError::Filesystem)
+    }
 }
 
 /// What the server goes on opening by path.

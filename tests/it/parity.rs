@@ -17,7 +17,7 @@ enum Answer {
 }
 use Answer::{Docker, Podman};
 
-const ROWS: [(&str, Answer); 38] = [
+const ROWS: [(&str, Answer); 44] = [
     ("run --rm busybox echo hello", Podman),
     ("run --rm busybox sh -c 'exit 7'", Podman),
     ("run --rm busybox nosuchcommand", Podman),
@@ -58,6 +58,15 @@ const ROWS: [(&str, Answer); 38] = [
     ("rm c1", Podman),
     ("rm c1", Podman),
     ("image inspect -f '{{.Config.StopSignal}}' stopsignal", Podman),
+    ("run --name d1 busybox sh -c 'mkdir -p /x/y && echo > /x/y/f'", Podman),
+    ("diff d1", Podman),
+    ("commit -q nosuch", Docker(1, "")),
+    ("rm d1", Podman),
+    (
+        "run --name d2 busybox sh -c 'touch -r /etc/passwd /tmp/r && touch /etc/passwd && touch -r /tmp/r /etc/passwd && rm /tmp/r'",
+        Podman,
+    ),
+    ("diff d2", Podman),
 ];
 
 #[test]

@@ -1,0 +1,84 @@
+//! Import the contents from a tarball to create a filesystem image
+
+use std::fs::File;
+use std::io::IsTerminal as _;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use jiff::Timestamp;
+
+use super::commit::parse_name;
+use super::images::image_error;
+use super::{CliError, Context, Exit, Outcome};
+use crate::image::{self, Draft, ImageError};
+use crate::plan::instruction::{self, Config};
+use crate::store::Store;
+
+/// Import the contents from a tarball to create a filesystem image
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Apply Dockerfile instruction to the created image
+    #[arg(short, long, value_name = "INSTRUCTION")]
+    change: Vec<String>,
+    /// Set commit message for imported image
+    #[arg(short, long, default_value = "", hide_default_value = true)]
+    message: String,
+    /// Set platform of the image (os/architecture[/variant])
+    #[arg(long)]
+    platform: Option<String>,
+    /// Accepted for podman's sake: nothing but the id is printed anyway
+    #[arg(short, long, hide = true)]
+    quiet: bool,
+    /// file|URL|-
+    source: String,
+    /// [REPOSITORY[:TAG]]
+    name: Option<String>,
+}
+
+/// Makes an image of one layer and prints its id.
+///
+/// # Errors
+/// The archive cannot be read or is none; a wrong name or instruction; a full disk.
+pub fn run(ctx: &Context, args: &Args) -> Outcome {
+    let name = parse_name(args.name.as_deref())?;
+    let mut config = Config::new();
+    instruction::apply(&mut config, &args.change)?;
+    let base = image::scratch(args.platform.as_deref()).map_err(image_error)?;
+    let (file, what) = open(&args.source)?;
+    let store = Store::open(&ctx.root)?;
+    let comment =
+        if args.message.is_empty() { format!("Imported from {}", args.source) } else { args.message.clone() };
+    let draft = Draft {
+        base,
+        config,
+        author: String::new(),
+        comment,
+        created_by: String::new(),
+        created: Timestamp::now().to_string(),
+        name,
+    };
+    let added = image::commit(&store, draft, Box::new(file), &what).map_err(image_error)?;
+    println!("{}", added.id);
+    Ok(Exit::Success)
+}
+
+fn open(source: &str) -> Result<(File, String), CliError> {
+    if source == "-" {
+        if std::io::stdin().is_terminal() {
+            return Err(CliError::new("requested import from stdin, but stdin is a terminal")
+                .with_hint("give the archive's name, or redirect stdin"));
+        }
+        return Ok((File::from(std::io::stdin().as_fd().try_clone_to_owned()?), "standard input".to_owned()));
+    }
+    if source.starts_with("http://") || source.starts_with("https://") {
+        return Err(CliError::new(format!("cannot import {source}: archives are not fetched from URLs"))
+            .with_hint(format!("curl -L {source} | hostel import - NAME")));
+    }
+    let path = Path::new(source);
+    let file =
+        File::open(path).map_err(|source| image_error(ImageError::Read { path: path.to_owned(), source }))?;
+    if file.metadata()?.is_dir() {
+        return Err(image_error(ImageError::NotAFile { path: path.to_owned() }));
+    }
+    Ok((file, source.to_owned()))
+}
