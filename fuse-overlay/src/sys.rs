@@ -194,9 +194,12 @@ pub(crate) fn list_xattrs(file: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     })
 }
 
+/// Names and values of extended attributes.
+pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Names and values of all xattrs of what an `O_PATH` descriptor refers to: through /proc, since
 /// such a descriptor has none of its own calls before Linux 6.13 (getxattrat(2)).
-pub(crate) fn all_xattrs(node: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+pub(crate) fn all_xattrs(node: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
     let path = CString::new(format!("/proc/self/fd/{}", node.as_raw_fd())).map_err(|_| Errno::EINVAL)?;
     let names = sized(|buffer| {
         // SAFETY: the path ends in a NUL, and the kernel writes at most as many bytes as the buffer has.

@@ -18,7 +18,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use super::{Listing, View, kept_xattrs};
 use crate::index::tree::Name;
 use crate::serve::overlay::{Facts, ROOT};
-use crate::sys;
+use crate::sys::{self, Xattrs};
 
 const OPAQUE: &CStr = c"user.overlay.opaque";
 const WHITEOUT: &CStr = c"user.overlay.whiteout";
@@ -135,7 +135,7 @@ impl View for Tree {
         })
     }
 
-    fn xattrs(&self, _node: u64, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+    fn xattrs(&self, _node: u64, path: &[u8]) -> Result<Xattrs, Errno> {
         Ok(kept_xattrs(sys::all_xattrs(self.open_with(path, OFlag::O_PATH)?.as_fd())?))
     }
 

@@ -38,6 +38,7 @@ use crate::archive::{Content, Entry, Kind, Writer};
 use crate::index::tree::Name;
 use crate::serve::overlay::{Facts, ROOT, Snapshot, Source};
 use crate::serve::{self, Ids, Lower, ServeError};
+use crate::sys::Xattrs;
 
 /// Bytes of a path from the root: `PATH_MAX` of Linux, and what an index takes.
 const MAX_PATH_BYTES: usize = 4096;
@@ -176,7 +177,7 @@ trait View {
     fn facts(&self, node: u64, path: &[u8]) -> Result<Facts, Errno>;
 
     /// Sorted by name; without those that are not kept.
-    fn xattrs(&self, node: u64, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno>;
+    fn xattrs(&self, node: u64, path: &[u8]) -> Result<Xattrs, Errno>;
 
     /// Whether this is the very node of the lower layer, unchanged.
     fn is_lower(&self, node: u64, below: u64) -> bool;
@@ -239,7 +240,7 @@ impl<V: View> Walk<'_, V> {
                 None => None,
             };
             changed |= match (child, under) {
-                (Some(child), under) => self.node(child, at, under, cut || listing.replaces)?,
+                (Some(child), under) => self.node(child, &at, under, cut || listing.replaces)?,
                 (None, Some(_)) => {
                     self.found.push(Found {
                         path: at.into(),
@@ -257,15 +258,9 @@ impl<V: View> Walk<'_, V> {
         Ok((changed, listing.replaces))
     }
 
-    fn node(
-        &mut self,
-        node: u64,
-        path: Vec<u8>,
-        below: Option<u64>,
-        cut: bool,
-    ) -> Result<bool, ChangesError> {
-        let failed = |errno| unreadable(&path, errno);
-        let facts = match self.upper.facts(node, &path) {
+    fn node(&mut self, node: u64, path: &[u8], below: Option<u64>, cut: bool) -> Result<bool, ChangesError> {
+        let failed = |errno| unreadable(path, errno);
+        let facts = match self.upper.facts(node, path) {
             Ok(facts) => facts,
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE) => return Ok(false),
             Err(errno) => return Err(failed(errno)),
@@ -274,14 +269,14 @@ impl<V: View> Walk<'_, V> {
             Some(below) if self.upper.is_lower(node, below) => Some(true),
             Some(below) => {
                 let lower = self.snapshot.lower_facts(below).map_err(failed)?;
-                Some(is_same(&facts, &lower) && self.same_xattrs(node, &path, below).map_err(failed)?)
+                Some(is_same(&facts, &lower) && self.same_xattrs(node, path, below).map_err(failed)?)
             }
             None => None,
         };
         let place = self.found.len();
         let kind = if below.is_some() { ChangeKind::Modified } else { ChangeKind::Added };
         self.found.push(Found {
-            path: path.as_slice().into(),
+            path: path.into(),
             state: if same == Some(true) { State::Kept } else { State::Told(kind) },
             node,
             below: below.unwrap_or(0),
@@ -298,10 +293,10 @@ impl<V: View> Walk<'_, V> {
                 None => None,
             };
             let replaces;
-            (inside, replaces) = self.directory(node, &path, lower_directory, cut)?;
+            (inside, replaces) = self.directory(node, path, lower_directory, cut)?;
             self.found[place].replaces = replaces && lower_directory.is_some() && !cut;
         }
-        let is_made = same.is_none() && !inside && self.is_made(&path, &facts);
+        let is_made = same.is_none() && !inside && self.is_made(path, &facts);
         match same {
             Some(true) if inside => self.found[place].state = State::Told(ChangeKind::Modified),
             // What is in it is as below, and it shows there.
@@ -332,7 +327,7 @@ fn is_same(upper: &Facts, lower: &Facts) -> bool {
             || (upper.size, upper.mtime) == (lower.size, lower.mtime) && upper.nlink <= lower.nlink)
 }
 
-fn kept_xattrs(mut xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Vec<(Vec<u8>, Vec<u8>)> {
+fn kept_xattrs(mut xattrs: Xattrs) -> Xattrs {
     xattrs.retain(|(name, _)| !NOT_KEPT.iter().any(|prefix| name.starts_with(prefix)));
     xattrs.sort();
     xattrs
@@ -465,8 +460,8 @@ impl<'a, W: Write> Layer<'a, W> {
                 Some(tree) => self.upper_source(tree, found)?,
                 None => snapshot.source(node)?,
             };
-            let mut content = Checked { source: &source, error: None.into() };
-            let written = self.writer.file(&entry, facts.size, &mut content);
+            let content = Checked { source: &source, error: None.into() };
+            let written = self.writer.file(&entry, facts.size, &content);
             content.outcome(written)?;
         } else {
             self.writer.entry(&entry).map_err(Problem::Write)?;

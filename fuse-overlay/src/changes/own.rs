@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use super::{Listing, View, kept_xattrs};
 use crate::index::tree::Name;
 use crate::serve::overlay::{Facts, Named, Snapshot};
+use crate::sys::Xattrs;
 
 pub(super) struct Own<'a> {
     snapshot: &'a Snapshot,
@@ -53,7 +54,7 @@ impl View for Own<'_> {
         self.snapshot.facts(node)
     }
 
-    fn xattrs(&self, node: u64, _path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+    fn xattrs(&self, node: u64, _path: &[u8]) -> Result<Xattrs, Errno> {
         Ok(kept_xattrs(self.snapshot.xattrs(node)?))
     }
 

@@ -22,6 +22,7 @@ use std::io;
 use std::ops::Range;
 
 use super::hash::xxh64;
+use super::tree::Name;
 use super::{Extent, IndexError, Timestamp};
 use crate::sys::Mapping;
 
@@ -401,7 +402,7 @@ impl Image {
     ///
     /// Costs as much as the directories concerned have names, unless a node has several names: the
     /// others are then looked for among all names, 16 bytes each, which are read from the front.
-    pub(crate) fn names_of(&self, wanted: &HashSet<u32>) -> Result<Vec<(u32, Box<[u8]>)>, Corrupt> {
+    pub(crate) fn names_of(&self, wanted: &HashSet<u32>) -> Result<Vec<(u32, Name)>, Corrupt> {
         let mut names = Vec::new();
         let mut seen: HashSet<u32> = HashSet::from([ROOT_ID]);
         let mut below: HashMap<u32, HashSet<u32>> = HashMap::new();

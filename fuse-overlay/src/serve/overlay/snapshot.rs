@@ -22,6 +22,7 @@ use crate::index::tree::Name;
 use crate::serve::attr::Attr;
 use crate::serve::backend::{Answer, At};
 use crate::serve::directory::read_full;
+use crate::sys::Xattrs;
 
 /// What is compared and written of a node, its content aside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +129,7 @@ impl Snapshot {
         walked.map(|()| names)
     }
 
-    pub(crate) fn lower_xattrs(&self, ino: u64) -> Answer<Vec<(Vec<u8>, Vec<u8>)>> {
+    pub(crate) fn lower_xattrs(&self, ino: u64) -> Answer<Xattrs> {
         let names = match self.lower.xattr_names(ino) {
             Err(Errno::EOPNOTSUPP) => return Ok(Vec::new()),
             names => names?,
@@ -211,7 +212,7 @@ impl Snapshot {
         }
     }
 
-    pub(crate) fn xattrs(&self, ino: u64) -> Answer<Vec<(Vec<u8>, Vec<u8>)>> {
+    pub(crate) fn xattrs(&self, ino: u64) -> Answer<Xattrs> {
         match self.state.get(ino) {
             Some(inode) => match &inode.xattrs {
                 Some(own) => Ok(own.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect()),
