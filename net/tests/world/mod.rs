@@ -27,6 +27,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg,
     sendmsg, socket,
 };
+use nix::time::{ClockId, clock_gettime};
 
 /// Set in the process that plays a host of the test's own.
 const PRIVATE_HOST: &str = "HOSTEL_NET_TEST_HOST";
@@ -103,35 +104,36 @@ impl World {
         std::env::var_os(INSIDE).is_some()
     }
 
-    /// Runs both halves of the test of this name. Returns after both have succeeded.
+    /// Runs both halves of the test of this name. Returns after both have succeeded, with the time
+    /// that the gateway's thread was on a CPU; none inside, or where nothing was run.
     pub(crate) fn run(
         self,
         test: &str,
         outside: impl FnOnce(&mut Peer, &[Bound]),
         inside: impl FnOnce(&mut Peer, &Config),
-    ) {
+    ) -> Option<Duration> {
         if let Ok(number) = std::env::var(INSIDE) {
             let number: RawFd = number.parse().expect("the number of a descriptor");
             run_inside(sys::own(number), &self.config, inside);
-            return;
+            return None;
         }
         if let Some(reason) = unavailable() {
             eprintln!("SKIPPED {test}: {reason}");
-            return;
+            return None;
         }
         match &self.host {
             Some(host) if std::env::var_os(PRIVATE_HOST).is_some() => host.set_up(),
             Some(_) => {
                 let status = again(test).env(PRIVATE_HOST, "1").status().expect("this binary again");
                 assert!(status.success(), "{test} failed on its own host: {status}");
-                return;
+                return None;
             }
             None => {}
         }
-        self.run_outside(test, outside);
+        Some(self.run_outside(test, outside))
     }
 
-    fn run_outside(self, test: &str, outside: impl FnOnce(&mut Peer, &[Bound])) {
+    fn run_outside(self, test: &str, outside: impl FnOnce(&mut Peer, &[Bound])) -> Duration {
         let listeners = publish::bind(&self.publish).expect("free ports");
         let bound = listeners.bound();
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
@@ -141,13 +143,18 @@ impl World {
         let tun = receive_tun(&ours);
         let (stopper, stop) = std::io::pipe().expect("a pipe");
         let gateway = Gateway::new(tun, listeners, self.config).expect("a gateway");
-        let thread = thread::spawn(move || gateway.run(OwnedFd::from(stopper)));
+        let thread = thread::spawn(move || {
+            let result = gateway.run(OwnedFd::from(stopper));
+            let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a thread has a clock");
+            result.map(|()| Duration::from(time))
+        });
         let mut child = KillOnDrop(child);
         outside(&mut Peer(ours), &bound);
         let status = child.0.wait().expect("the inside ends");
         drop(stop);
-        thread.join().expect("no panic in the gateway").expect("the gateway ends well");
+        let on_cpu = thread.join().expect("no panic in the gateway").expect("the gateway ends well");
         assert!(status.success(), "the inside of {test} failed: {status}");
+        on_cpu
     }
 }
 
