@@ -48,3 +48,18 @@ pub(super) struct Statfs {
     pub files_free: u64,
     pub block_size: u32,
 }
+
+/// Inode 0 is how FUSE says that a name does not exist and may be remembered as such.
+pub(super) const NO_ATTR: Attr = Attr {
+    ino: 0,
+    mode: libc::S_IFREG,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    size: 0,
+    blocks: 0,
+    atime: Timestamp { seconds: 0, nanoseconds: 0 },
+    mtime: Timestamp { seconds: 0, nanoseconds: 0 },
+    ctime: Timestamp { seconds: 0, nanoseconds: 0 },
+};

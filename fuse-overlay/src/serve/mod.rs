@@ -12,6 +12,7 @@ mod directory;
 mod fuse;
 pub(crate) mod overlay;
 mod packed;
+mod reader;
 
 use std::fs::File;
 use std::io;
@@ -27,6 +28,10 @@ use self::directory::Directory;
 use self::overlay::{LowerFs, Overlay, Snapshot};
 use self::packed::Packed;
 use crate::index::MergedIndex;
+
+/// Requests that the kernel may have waiting in the background (read-ahead, mostly): enough to
+/// keep a disk busy, few enough that the kernel's memory for them stays small.
+const MAX_BACKGROUND: u16 = 64;
 
 /// What lies below, unchanged by anything this server does.
 #[derive(Debug)]
@@ -215,7 +220,7 @@ impl Server {
     pub fn serve(self, device: OwnedFd) -> Result<(), ServeError> {
         let threads = self.options.threads.get();
         match self.backend {
-            Backend::Packed(packed) => fuse::serve(*packed, device, threads),
+            Backend::Packed(packed) => reader::serve(*packed, device, threads),
             Backend::Overlay(overlay) => fuse::serve(*overlay, device, threads),
         }
         .map_err(ServeError::Connection)

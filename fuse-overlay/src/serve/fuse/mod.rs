@@ -1,7 +1,8 @@
 //! The FUSE protocol: turns requests into calls of a [`Backend`] and answers into replies.
 //!
 //! Written here and not taken from a library, because the write side needs what the libraries do
-//! not pass on: O_TMPFILE, who may keep set-id bits, which ACLs take them away. What is not known
+//! not pass on: O_TMPFILE, who may keep set-id bits, which ACLs take them away. What is only read is
+//! served by `super::reader`. What is not known
 //! here is answered with ENOSYS, which the kernel takes as "never ask again" and does itself or
 //! without: FLUSH, ACCESS, locks, STATX, IOCTL, POLL.
 
@@ -16,9 +17,8 @@ use nix::errno::Errno;
 pub(super) use self::session::pass;
 use self::session::{Handler, Reply};
 use self::wire::{Body, Header, Listing, capability, opcode};
-use super::attr::{Attr, Entry};
+use super::attr::{Entry, NO_ATTR};
 use super::backend::{Answer, At, Backend, Caller, New, Place, RenameKind, Traits, XattrFlags};
-use crate::index::Timestamp;
 
 /// Answers requests on a mounted connection until it ends.
 pub(super) fn serve<B: Backend>(backend: B, device: OwnedFd, threads: usize) -> io::Result<()> {
@@ -30,21 +30,6 @@ struct Adapter<B> {
     backend: B,
     traits: Traits,
 }
-
-/// Inode 0 is how FUSE says that a name does not exist and may be remembered as such.
-const NO_ATTR: Attr = Attr {
-    ino: 0,
-    mode: libc::S_IFREG,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    rdev: 0,
-    size: 0,
-    blocks: 0,
-    atime: Timestamp { seconds: 0, nanoseconds: 0 },
-    mtime: Timestamp { seconds: 0, nanoseconds: 0 },
-    ctime: Timestamp { seconds: 0, nanoseconds: 0 },
-};
 
 impl<B: Backend> Handler for Adapter<B> {
     fn capabilities(&self, _offered: u64) -> u64 {

@@ -13,11 +13,8 @@ use nix::sys::uio::writev;
 
 use super::wire::{self, Body, Header, Init, InitReply, OUT_HEADER, opcode};
 use crate::mount::MAX_REQUEST_BYTES;
+use crate::serve::MAX_BACKGROUND;
 use crate::serve::backend::Answer;
-
-/// Requests that the kernel may have waiting in the background (read-ahead, mostly): enough to
-/// keep a disk busy, few enough that the kernel's memory for them stays small.
-const MAX_BACKGROUND: u16 = 64;
 
 /// Room for a request of the largest size with all that stands before its data.
 const BUFFER_BYTES: usize = MAX_REQUEST_BYTES as usize + 4096;
