@@ -17,7 +17,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitCode, ExitStatus};
 
-use net::link::{LinkConfig, Tun, create_tun};
+use net::link::{LinkConfig, Tun, create};
 use net::publish::{self, Protocol, Publish};
 use net::{Addresses, Config, Gateway, HostLoopback, HostRoutes, Resolver};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -86,7 +86,7 @@ fn inside(socket: RawFd, options: &Options) -> Result<ExitCode, Failure> {
     std::fs::write("/proc/self/setgroups", "deny")?;
     std::fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
     std::fs::write("/proc/self/gid_map", format!("0 {gid} 1"))?;
-    let (fd, features) = create_tun(&LinkConfig::new(&options.config))?.into_parts();
+    let (fd, features) = create(&LinkConfig::new(&options.config))?.into_parts();
     sendmsg::<()>(
         socket,
         &[IoSlice::new(&features.to_ne_bytes())],

@@ -38,6 +38,10 @@ const PACKETS_PER_TURN: usize = 64;
 /// Bytes, for the same reason.
 const BYTES_PER_TURN: usize = 512 << 10;
 
+/// The largest window of a TCP connection over a device that loses what it cannot hold: three of
+/// these fit what a packet socket holds by default (rmem_max, 208 KiB, of which the kernel makes twice).
+const LOSSY_RING_BYTES: usize = 128 << 10;
+
 /// Clients that are accepted from one listener in one turn.
 const ACCEPTS_PER_TURN: usize = 64;
 
@@ -78,7 +82,7 @@ pub struct Gateway {
     poller: Arc<Poller>,
     policy: Policy,
     link: Transmitter<TunSink>,
-    device: Arc<OwnedFd>,
+    device: Arc<Tun>,
     device_open: bool,
     tcp: Tcp<HostStream>,
     host: KernelHost,
@@ -104,13 +108,12 @@ struct PublishedTcp {
 
 /// Writes packets to the device.
 struct TunSink {
-    device: Arc<OwnedFd>,
+    device: Arc<Tun>,
 }
 
 impl FrameSink for TunSink {
     fn send(&mut self, packet: &[u8]) -> io::Result<()> {
-        nix::unistd::write(&self.device, packet)?;
-        Ok(())
+        self.device.write(packet)
     }
 }
 
@@ -124,6 +127,9 @@ impl Gateway {
         if let Ok((descriptors, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
             config.limits = config.limits.fitting(descriptors);
         }
+        if !tun.holds_back() {
+            config.limits.ring_bytes = config.limits.ring_bytes.min(LOSSY_RING_BYTES);
+        }
         let mtu_bytes = config.mtu_bytes;
         if !(MTU_BYTES_MIN..=MTU_BYTES_MAX).contains(&mtu_bytes) {
             return Err(GatewayError::Mtu { mtu_bytes });
@@ -131,8 +137,7 @@ impl Gateway {
         let poller = Arc::new(Poller::new().map_err(system("make an epoll instance"))?);
         let policy = Policy::new(&config);
         let features = tun.features();
-        let (device, _) = tun.into_parts();
-        let device = Arc::new(device);
+        let device = Arc::new(tun);
         poller.add(&*device, Token::Tun, Trigger::Level).map_err(system("wait for the TUN device"))?;
         let sink = TunSink { device: Arc::clone(&device) };
         let mut udp = Udp::new(&config.limits, policy.clone(), Arc::clone(&poller));
@@ -264,12 +269,17 @@ impl Gateway {
         let mut buffer = std::mem::take(&mut self.receive);
         let mut bytes = 0;
         for _ in 0..PACKETS_PER_TURN {
-            match nix::unistd::read(&self.device, &mut buffer) {
+            match self.device.read(&mut buffer) {
+                Ok(0) => {}
                 Ok(length) => {
                     bytes += length;
                     self.packet(now, &buffer[..length]);
                 }
-                Err(nix::Error::EAGAIN | nix::Error::EINTR) => break,
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+                {
+                    break;
+                }
                 Err(_) => {
                     self.close_device();
                     break;

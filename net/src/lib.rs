@@ -1,6 +1,6 @@
 //! A userspace TCP/IP gateway for one network namespace.
 //!
-//! A process inside a new namespace makes a TUN device with [`link::create_tun`] and passes its
+//! A process inside a new namespace makes an interface with [`link::create`] and passes its
 //! descriptor out. [`Gateway`] then plays the whole world at the other end of it, with ordinary
 //! sockets of the host: TCP and UDP out, published ports in, names, ping. Nothing needs privilege
 //! on the host, and the crate knows nothing of containers.
@@ -13,7 +13,7 @@
 //! // In the host's namespaces, before anything starts.
 //! let listeners = publish::bind(&[])?;
 //! // In the new namespace, by another process; the parts come back through a socket.
-//! let (fd, features) = link::create_tun(&link::LinkConfig::new(&config))?.into_parts();
+//! let (fd, features) = link::create(&link::LinkConfig::new(&config))?.into_parts();
 //! // Outside again.
 //! let tun = link::Tun::from_parts(fd, features);
 //! let (_stopper, stop) = std::io::pipe()?;
@@ -28,9 +28,9 @@
 //! System calls: `accept4`, `bind`, `brk`, `clock_gettime`, `close`, `connect`, `epoll_create1`,
 //! `epoll_ctl`, `epoll_pwait`/`epoll_wait`, `fcntl`, `fstat`, `getpeername`, `getrandom`,
 //! `getsockname`, `getsockopt`, `ioctl` (FIONBIO on sockets; SIOCGIFINDEX for a zone in
-//! resolv.conf), `lseek`, `madvise`, `mmap`, `mremap`, `munmap`, `openat`, `prlimit64`, `read`, `recvfrom`,
+//! resolv.conf), `lseek`, `madvise`, `mmap`, `mremap`, `munmap`, `openat`, `prlimit64`, `read`, `readv`, `recvfrom`,
 //! `recvmmsg`, `recvmsg`, `sendmsg`, `sendto`, `setsockopt`, `shutdown`, `socket`,
-//! `statx`/`newfstatat`, `write`, and what the allocator and a thread's end use (`futex`, `rt_sigprocmask`, `exit`).
+//! `statx`/`newfstatat`, `write`, `writev`, and what the allocator and a thread's end use (`futex`, `rt_sigprocmask`, `exit`).
 //! Socket families: AF_INET, AF_INET6; types SOCK_STREAM, SOCK_DGRAM.
 //!
 //! Files: /etc/resolv.conf and /etc/hosts are opened for reading again when they change. Either

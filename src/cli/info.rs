@@ -82,6 +82,10 @@ fn gather(ctx: &Context) -> Result<Value, CliError> {
             "GidMap": maps.gids,
             "FuseDevice": device("/dev/fuse"),
             "TunDevice": device("/dev/net/tun"),
+            "NetworkLink": match device("/dev/net/tun").as_str() {
+                "usable" => "a TUN device",
+                _ => "a veth pair with a packet socket, as there is no TUN device: the same features, at less speed",
+            },
             "WriteMode": "hybrid: the kernel's overlayfs over the built-in FUSE filesystem, where the kernel allows it; else pure",
             "HybridLimits": HYBRID_LIMITS,
             "Limits": "memory, CPU and pids limits are not enforced: cgroups are not delegated to this version",
@@ -147,6 +151,7 @@ fn text(object: &Value) -> String {
         (" Groups", "GidMap"),
         ("FUSE Device", "FuseDevice"),
         ("TUN Device", "TunDevice"),
+        ("Network Link", "NetworkLink"),
         ("Write Mode", "WriteMode"),
         (" What hybrid cannot do", "HybridLimits"),
         ("Resource Limits", "Limits"),

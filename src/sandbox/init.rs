@@ -177,7 +177,7 @@ fn network(enter: &Enter<'_>) -> Staged<()> {
     };
     match (&enter.plan.network.mode, enter.link) {
         (NetworkMode::Bridge, Some(link)) => {
-            let (fd, features) = net::link::create_tun(link).map_err(failed)?.into_parts();
+            let (fd, features) = net::link::create(link).map_err(failed)?.into_parts();
             let mut text = vec![message::TUN];
             text.extend(features.to_ne_bytes());
             send(enter.server.as_fd(), &text, Some(fd.as_fd()))

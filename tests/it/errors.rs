@@ -48,14 +48,34 @@ fn no_fuse_device() {
 }
 
 #[test]
-fn no_tun_device() {
+fn without_the_tun_device_a_veth_pair_does_the_same() {
     let Some(h) = Hostel::new() else { return };
+    let server = "mkdir /www; echo hello > /www/index.html; exec httpd -f -p 80 -h /www";
     let script = format!(
-        "{}\"$HOSTEL\" run --rm --network none busybox echo without; exec \"$HOSTEL\" run --rm busybox true",
+        "{dev}\"$HOSTEL\" run --rm busybox sh -c 'ls /sys/class/net; test -n \"$(nslookup host.docker.internal)\" && echo named'
+        \"$HOSTEL\" run -d --name web -p 127.0.0.1::80 busybox sh -c '{server}' > /dev/null
+        address=$(\"$HOSTEL\" port web 80)
+        for i in $(seq 100); do curl -sf http://$address/ && break; sleep 0.1; done
+        \"$HOSTEL\" rm -f web",
+        dev = dev_without(&h, "net/tun")
+    );
+    let Some(cmd) = in_namespace(&h, &script) else { return };
+    cmd.run().ok().stdout("eth0\nlo\nnamed\nhello\nweb\n");
+}
+
+#[test]
+fn neither_tun_device_nor_veth_pair() {
+    let Some(h) = Hostel::new() else { return };
+    // The container's network namespace is the one that may be made, the far end's a second one.
+    let script = format!(
+        "{}echo 1 > /proc/sys/user/max_net_namespaces
+        \"$HOSTEL\" run --rm --network none busybox echo without; exec \"$HOSTEL\" run --rm busybox true",
         dev_without(&h, "net/tun")
     );
     let Some(cmd) = in_namespace(&h, &script) else { return };
-    cmd.run().code(125).stdout("without\n").stderr_has("/dev/net/tun").stderr_has("--network none");
+    let done = cmd.run();
+    done.code(125).stdout("without\n").stderr_has("/dev/net/tun").stderr_has("veth pair");
+    done.stderr_has("--network none");
 }
 
 #[test]

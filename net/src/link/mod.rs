@@ -2,14 +2,17 @@
 //!
 //! Everything here is for a single-threaded process that has CAP_NET_ADMIN over the namespace,
 //! before its workload starts. It talks to the kernel by ioctl, netlink and /proc/sys and never
-//! runs a program. [`create_tun`] hands back the device's descriptor, which goes out to the
-//! process that runs the [`Gateway`](crate::Gateway); nothing else crosses the border.
+//! runs a program. [`create`] hands back the device's descriptor, which goes out to the
+//! process that runs the [`Gateway`](crate::Gateway); nothing else crosses the border. The device
+//! is a TUN, or a packet socket on a veth pair where /dev/net/tun cannot be opened; [`Tun`] makes
+//! one look like the other.
 //!
 //! The TUN is made persistent at once: closing one that is not takes the kernel 23 to 30 ms,
 //! while a persistent one goes silently with its namespace.
 
 mod netlink;
 mod sysctl;
+mod veth;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -67,6 +70,15 @@ pub enum LinkError {
         /// The error of the ioctl.
         source: io::Error,
     },
+    /// There is neither a TUN device nor a veth pair.
+    #[error("{tun}; nor can a veth pair stand in for it")]
+    NoDevice {
+        /// Why no TUN device.
+        tun: Box<LinkError>,
+        /// Why no veth pair.
+        #[source]
+        veth: Box<LinkError>,
+    },
     /// The kernel refused a step of the set-up.
     #[error("cannot set up the network: {step}")]
     Setup {
@@ -105,6 +117,9 @@ impl Features {
     /// UDP segmentation, since Linux 6.2.
     pub const UDP_SEGMENTATION: Self = Self(tun::TUN_F_USO4 | tun::TUN_F_USO6);
 
+    /// Not an offload: frames are Ethernet's, the descriptor is a packet socket.
+    const ETHERNET: Self = Self(1 << 30);
+
     /// Whether every part of `other` is there.
     pub(crate) fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
@@ -125,7 +140,8 @@ impl Features {
     ];
 }
 
-/// A TUN interface's packet end, with a virtio-net header before each packet.
+/// An interface's packet end: a TUN device or a packet socket. What is read and written are IP packets, each
+/// with a virtio-net header in front.
 #[derive(Debug)]
 pub struct Tun {
     fd: OwnedFd,
@@ -144,12 +160,35 @@ impl Tun {
     /// features number that does not belong to the descriptor garbles packets, no more.
     #[must_use]
     pub fn from_parts(fd: OwnedFd, features: u32) -> Self {
-        let known = Features::OFFERS[0].0;
+        let known = Features::OFFERS[0].with(Features::ETHERNET).0;
         Self { fd, features: Features(features & known) }
     }
 
     pub(crate) fn features(&self) -> Features {
         self.features
+    }
+
+    /// Whether a sender inside is made to wait when packets are not read fast enough, as a TUN's queue does;
+    /// they are lost otherwise.
+    pub(crate) fn holds_back(&self) -> bool {
+        !self.features.has(Features::ETHERNET)
+    }
+
+    /// Reads one packet. No bytes are one that is not to be looked at.
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.features.has(Features::ETHERNET) {
+            return veth::read(self.fd.as_fd(), buffer);
+        }
+        Ok(nix::unistd::read(&self.fd, buffer)?)
+    }
+
+    /// Writes one packet.
+    pub(crate) fn write(&self, frame: &[u8]) -> io::Result<()> {
+        if self.features.has(Features::ETHERNET) {
+            return veth::write(self.fd.as_fd(), frame);
+        }
+        nix::unistd::write(&self.fd, frame)?;
+        Ok(())
     }
 }
 
@@ -172,7 +211,36 @@ pub fn bring_up_loopback() -> Result<(), LinkError> {
 /// Makes the interface and everything round it: loopback up, addresses, default routes, MTU,
 /// queue length, and the namespace's settings where they can be written.
 ///
-/// A kernel without IPv6 gets IPv4 only.
+/// A kernel without IPv6 gets IPv4 only. Where /dev/net/tun cannot be opened the interface is one end of a
+/// veth pair.
+///
+/// # Errors
+/// [`LinkError`], which names the remedy where there is one.
+pub fn create(config: &LinkConfig) -> Result<Tun, LinkError> {
+    match create_tun(config) {
+        Err(refused @ LinkError::OpenTun { .. }) => {
+            create_veth(config).map_err(|veth| LinkError::NoDevice { tun: refused.into(), veth: veth.into() })
+        }
+        made => made,
+    }
+}
+
+/// As [`create`], with a veth pair in any case.
+///
+/// # Errors
+/// [`LinkError::Setup`] for the step that the kernel refused.
+pub fn create_veth(config: &LinkConfig) -> Result<Tun, LinkError> {
+    let (fd, features) = veth::create(config)?;
+    let index = if_nametoindex(config.name.as_str())
+        .map_err(|errno| LinkError::Attach { name: config.name.clone(), source: errno.into() })?;
+    let mut batch = Batch::new();
+    batch.no_address_resolution("interface without address resolution", index);
+    Netlink::open()?.run(&batch)?;
+    bring_up(config, index)?;
+    Ok(Tun { fd, features })
+}
+
+/// As [`create`], with a TUN device only.
 ///
 /// # Errors
 /// [`LinkError`], which names the remedy where there is one.
@@ -184,6 +252,12 @@ pub fn create_tun(config: &LinkConfig) -> Result<Tun, LinkError> {
     let features = probe_offloads(&device)?;
 
     let index = if_nametoindex(config.name.as_str()).map_err(|errno| attach_error(errno.into()))?;
+    bring_up(config, index)?;
+    Ok(Tun { fd: device, features })
+}
+
+/// Addresses, routes and settings of an interface that has just been made.
+fn bring_up(config: &LinkConfig, index: u32) -> Result<(), LinkError> {
     sysctl::before_up(&config.name);
     let Addresses { v4, v6 } = config.addresses;
     let mut batch = Batch::new();
@@ -198,7 +272,7 @@ pub fn create_tun(config: &LinkConfig) -> Result<Tun, LinkError> {
     batch.add_default_route("IPv6 default route", index, v6.gateway.into());
     Netlink::open()?.run(&batch)?;
     sysctl::apply();
-    Ok(Tun { fd: device, features })
+    Ok(())
 }
 
 /// The largest set of offloads that this kernel takes.

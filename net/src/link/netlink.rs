@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
@@ -15,6 +15,8 @@ const HEADER_BYTES: usize = 16;
 const ADDRESS_GENERATION_NONE: u8 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IFLA_AF_SPEC: u16 = 26;
+/// linux/veth.h
+const VETH_INFO_PEER: u16 = 1;
 
 /// Room for all the answers of one batch: each is a header, an errno and the request's header,
 /// or the whole request.
@@ -59,6 +61,48 @@ impl Batch {
         self.attribute(IFLA_INET6_ADDR_GEN_MODE, &[ADDRESS_GENERATION_NONE]);
         self.close_attribute(inet6);
         self.close_attribute(families);
+        self.end(start);
+    }
+
+    /// Makes a veth pair, both ends with name and hardware address: one in the caller's namespace, the other
+    /// in the given one.
+    pub(super) fn add_veth(
+        &mut self,
+        name: &'static str,
+        near: (&str, [u8; 6]),
+        peer: (&str, [u8; 6]),
+        peer_namespace: BorrowedFd<'_>,
+    ) {
+        let create = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
+        let start = self.begin(name, false, libc::RTM_NEWLINK, create);
+        self.link_body(0, 0, 0);
+        self.link_identity(near);
+        let info = self.open_attribute(libc::IFLA_LINKINFO);
+        self.attribute(libc::IFLA_INFO_KIND, b"veth");
+        let data = self.open_attribute(libc::IFLA_INFO_DATA);
+        let other = self.open_attribute(VETH_INFO_PEER);
+        // struct ifinfomsg without a header.
+        self.bytes.extend([0; 16]);
+        self.link_identity(peer);
+        self.attribute(libc::IFLA_NET_NS_FD, &peer_namespace.as_raw_fd().to_ne_bytes());
+        self.close_attribute(other);
+        self.close_attribute(data);
+        self.close_attribute(info);
+        self.end(start);
+    }
+
+    fn link_identity(&mut self, (name, hardware): (&str, [u8; 6])) {
+        let mut text = name.as_bytes().to_vec();
+        text.push(0);
+        self.attribute(libc::IFLA_IFNAME, &text);
+        self.attribute(libc::IFLA_ADDRESS, &hardware);
+    }
+
+    /// No ARP and no neighbour discovery.
+    pub(super) fn no_address_resolution(&mut self, name: &'static str, index: u32) {
+        let no_arp = libc::IFF_NOARP as u32;
+        let start = self.begin(name, false, libc::RTM_NEWLINK, 0);
+        self.link_body(index, no_arp, no_arp);
         self.end(start);
     }
 

@@ -18,7 +18,7 @@ use std::process::{Child, Command};
 use std::thread;
 use std::time::Duration;
 
-use net::link::{self, LinkConfig, Tun, create_tun};
+use net::link::{self, LinkConfig, Tun, create_tun, create_veth};
 use net::publish::{self, Bound, Publish};
 use net::{Addresses, Config, Gateway, HostRoutes};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -34,6 +34,10 @@ const PRIVATE_HOST: &str = "HOSTEL_NET_TEST_HOST";
 
 /// Set in the process inside, to the number of its socket.
 const INSIDE: &str = "HOSTEL_NET_TEST_INSIDE";
+
+/// Whether this is the test binary whose link is a veth pair; its tests are those of another, in a module.
+const IS_VETH: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"veth");
+const TEST_PREFIX: &str = if IS_VETH { "kernel::" } else { "" };
 
 /// Nothing here takes long; a test that waits longer has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -182,7 +186,9 @@ impl Drop for KillOnDrop {
 /// Why this machine cannot run these tests.
 fn unavailable() -> Option<String> {
     let tun = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
-    if let Err(error) = tun {
+    if let Err(error) = tun
+        && !IS_VETH
+    {
         return Some(format!("/dev/net/tun cannot be opened: {error}"));
     }
     let status = Command::new("unshare").args(["-Urn", "true"]).status();
@@ -204,7 +210,7 @@ fn again(test: &str) -> Command {
     let mut command = Command::new("unshare");
     command.arg("-Urn").arg(std::env::current_exe().expect("this binary's path")).args([
         "--exact",
-        test,
+        &format!("{TEST_PREFIX}{test}"),
         "--test-threads=1",
         "--nocapture",
         "--quiet",
@@ -213,7 +219,8 @@ fn again(test: &str) -> Command {
 }
 
 fn run_inside(socket: OwnedFd, config: &Config, inside: impl FnOnce(&mut Peer, &Config)) {
-    let tun = create_tun(&LinkConfig::new(config)).expect("a TUN device");
+    let create = if IS_VETH { create_veth } else { create_tun };
+    let tun = create(&LinkConfig::new(config)).expect("a device");
     let (fd, features) = tun.into_parts();
     sendmsg::<()>(
         socket.as_raw_fd(),
