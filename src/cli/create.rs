@@ -46,7 +46,8 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
     sweep(&containers);
     // Until the record names the image nothing else keeps a collection from its layers.
     let content = store.lock_content()?;
-    let resolved = image::resolve(&store, &request.image, pull_policy(request.pull))
+    let fetch = |name: &str, reason: image::Reason| super::pull::for_run(&store, name, reason, request.quiet);
+    let resolved = image::resolve(&store, &request.image, pull_policy(request.pull), &fetch)
         .map_err(super::images::resolve_error)?;
     let id = ContainerId::from_random(&sys::process::random_bytes()?);
     let name = match &request.name {

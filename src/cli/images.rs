@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::format::{Table, ago, go_time, human_size, human_size_exact, render_inspect};
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::Digest;
+use crate::image::registry::RegistryError;
 use crate::image::{self, ContainerUse, ImageError, Reference};
 use crate::store::containers::Containers;
 use crate::store::{Catalog, ImageEntry, Store};
@@ -336,7 +337,7 @@ fn describe(store: &Store, catalog: &Catalog, id: &Digest) -> Result<Value, CliE
     let comment = raw["history"].as_array().and_then(|history| history.last()?.get("comment")?.as_str());
     let mut object = json!({
         "Id": id,
-        "RepoTags": names.iter().map(|(name, _)| name.familiar()).collect::<Vec<_>>(),
+        "RepoTags": names.iter().filter(|(name, _)| name.tag().is_some()).map(|(name, _)| name.familiar()).collect::<Vec<_>>(),
         "RepoDigests": digests,
         "Parent": "",
         "Comment": comment.unwrap_or_default(),
@@ -512,11 +513,8 @@ pub fn uses(ctx: &Context) -> Result<Vec<ContainerUse>, CliError> {
 pub fn image_error(error: ImageError) -> CliError {
     let hint = match &error {
         // Capitals before the first `/` are a host to the grammar, and a slip to most who type them.
-        ImageError::NotLocal(name) if name.chars().any(char::is_uppercase) && !has_domain(name) => {
-            Some("the names of repositories are lowercase; `hostel images` lists what there is")
-        }
-        ImageError::NotLocal(_) | ImageError::Registry(_) => Some(
-            "bring it in with `hostel load -i FILE` or `hostel pull oci:DIR:TAG`; `hostel images` lists what there is",
+        ImageError::Registry(RegistryError::Transport { .. } | RegistryError::Unreachable { .. }) => Some(
+            "without a registry, bring images in with `hostel load -i FILE` or `hostel pull oci:DIR:TAG`",
         ),
         _ => None,
     };
@@ -525,11 +523,6 @@ pub fn image_error(error: ImageError) -> CliError {
         Some(hint) => error.with_hint(hint),
         None => error,
     }
-}
-
-/// Whether what stands before the first `/` looks like a registry's address.
-fn has_domain(name: &str) -> bool {
-    name.split_once('/').is_some_and(|(domain, _)| domain.contains(['.', ':']))
 }
 
 /// The error of `run` and `create` for an image that cannot be used: exit 125.

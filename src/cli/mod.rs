@@ -28,11 +28,14 @@ pub mod info;
 pub mod inspect;
 pub mod kill;
 pub mod load;
+pub mod login;
 pub mod logs;
 pub mod port;
+pub mod progress;
 pub mod prune;
 pub mod ps;
 pub mod pull;
+pub mod push;
 pub mod relay;
 pub mod rename;
 pub mod restart;
@@ -41,6 +44,7 @@ pub mod rmi;
 pub mod run;
 pub mod run_args;
 pub mod save;
+pub mod search;
 pub mod start;
 pub mod stop;
 pub mod switches;
@@ -105,6 +109,7 @@ enum Verb {
     Load(load::Args),
     Save(save::Args),
     Pull(pull::Args),
+    Push(push::Args),
     Rmi(rmi::Args),
     Tag(tag::Args),
     History(images::HistoryArgs),
@@ -117,6 +122,12 @@ enum Verb {
     /// Manage volumes
     #[command(subcommand)]
     Volume(volume::Verb),
+    Login(login::Args),
+    Logout(login::LogoutArgs),
+    Search(search::Args),
+    /// Manage image manifests and manifest lists
+    #[command(subcommand)]
+    Manifest(search::ManifestVerb),
     Version(version::Args),
     Info(info::Args),
 }
@@ -154,6 +165,7 @@ enum ImageVerb {
     Load(load::Args),
     Save(save::Args),
     Pull(pull::Args),
+    Push(push::Args),
     #[command(visible_alias = "remove")]
     Rm(rmi::Args),
     Tag(tag::Args),
@@ -264,6 +276,7 @@ fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
         Verb::Load(args) | Verb::Image(ImageVerb::Load(args)) => load::run(ctx, &args),
         Verb::Save(args) | Verb::Image(ImageVerb::Save(args)) => save::run(ctx, &args),
         Verb::Pull(args) | Verb::Image(ImageVerb::Pull(args)) => pull::run(ctx, &args),
+        Verb::Push(args) | Verb::Image(ImageVerb::Push(args)) => push::run(ctx, &args),
         Verb::Rmi(args) | Verb::Image(ImageVerb::Rm(args)) => rmi::run(ctx, &args),
         Verb::Tag(args) | Verb::Image(ImageVerb::Tag(args)) => tag::run(ctx, &args),
         Verb::Image(ImageVerb::Inspect(args)) => images::inspect(ctx, &args),
@@ -271,6 +284,10 @@ fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
         Verb::History(args) | Verb::Image(ImageVerb::History(args)) => images::history(ctx, &args),
         Verb::Image(ImageVerb::Verify(args)) => verify::run(ctx, &args),
         Verb::Volume(verb) => volume::run(ctx, verb),
+        Verb::Login(args) => login::run(ctx, &args),
+        Verb::Logout(args) => login::logout(ctx, &args),
+        Verb::Search(args) => search::run(ctx, &args),
+        Verb::Manifest(verb) => search::manifest(ctx, &verb),
         Verb::Version(args) => version::run(ctx, &args),
         Verb::Info(args) => info::run(ctx, &args),
     }

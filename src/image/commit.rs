@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::{ImageError, Result};
 use super::handed_over::MAX_LAYERS;
-use super::ingest::pack;
+use super::ingest::{InputHash, pack};
 use super::platform::Platform;
 use super::reference::Reference;
 use super::{Added, NameEntry};
@@ -105,7 +105,7 @@ pub fn commit(store: &Store, draft: Draft, layer: Box<dyn Read + '_>, what: &str
 
 fn make(store: &Store, draft: Draft, layer: Box<dyn Read + '_>, what: &str) -> Result<Added> {
     let Draft { mut base, config, author, comment, created_by, created, name } = draft;
-    let packed = pack(store, layer, what)?;
+    let packed = pack(store, layer, what, InputHash::Here)?;
     let diff_id = packed.found.diff_id().clone();
     let is_empty = diff_id.to_string() == EMPTY_LAYER;
     let mut layers: Vec<Digest> = Vec::new();
@@ -165,6 +165,7 @@ fn make(store: &Store, draft: Draft, layer: Box<dyn Read + '_>, what: &str) -> R
     let entry = ImageEntry {
         manifest,
         manifest_bytes,
+        original: None,
         layers,
         size_bytes,
         created: Some(created),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::reference::ReferenceError;
+use super::registry::RegistryError;
 use crate::id::Digest;
 use crate::store::StoreError;
 
@@ -22,15 +23,18 @@ pub enum ImageError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// `run` of an image that the store does not have. The first words are Docker's.
-    #[error("Unable to find image '{0}' locally, and this version does not pull from registries")]
-    NotLocal(String),
-    /// Any other use of an image that the store does not have.
+    /// A registry failed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// An image that the store does not have.
     #[error("No such image: {0}")]
     NotFound(String),
-    /// `--pull always`, or `pull`, of a name.
-    #[error("cannot pull {0}: this version does not pull from registries")]
-    Registry(String),
+    /// `push` of a name that no image has. The words are Docker's.
+    #[error("An image does not exist locally with the tag: {0}")]
+    NotTagged(String),
+    /// `pull --all-tags` of a name with a tag. The words are Docker's.
+    #[error("tag can't be used with --all-tags/-a")]
+    TagWithAllTags,
     /// A short id of several images.
     #[error("image id {0} is ambiguous: it fits more than one image; give more digits")]
     Ambiguous(String),

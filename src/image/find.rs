@@ -27,8 +27,11 @@ pub fn find(catalog: &Catalog, text: &str) -> Result<Digest> {
     };
     match by_name(catalog, &reference) {
         Some(id) => Ok(id),
-        None if is_prefix => by_prefix(catalog, hex, reference.familiar()),
-        None => Err(ImageError::NotFound(reference.familiar())),
+        None => match by_other_name(catalog, text) {
+            Some(id) => Ok(id),
+            None if is_prefix => by_prefix(catalog, hex, reference.familiar()),
+            None => Err(ImageError::NotFound(reference.familiar())),
+        },
     }
 }
 
@@ -46,6 +49,13 @@ pub(super) fn by_name(catalog: &Catalog, reference: &Reference) -> Option<Digest
     let mut fitting =
         of_repository.filter(|(_, entry)| entry.digest.as_ref() == Some(digest) || entry.image == *digest);
     fitting.next().map(|(_, entry)| entry.image.clone())
+}
+
+/// The image of a short name that registries.conf makes another registry's. A file that cannot be read
+/// is told by the pull that needs it.
+fn by_other_name(catalog: &Catalog, text: &str) -> Option<Digest> {
+    let candidates = super::registry::candidates(text).ok()?;
+    candidates.into_iter().find_map(|candidate| by_name(catalog, &candidate.with_default_tag()))
 }
 
 fn by_prefix(catalog: &Catalog, hex: &str, name: String) -> Result<Digest> {

@@ -22,11 +22,11 @@ use crate::id::Digest;
 /// Manifests and indexes: the OCI distribution spec asks registries to take 4 MiB at least.
 const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 /// Configs; with a long history they have some hundred KiB.
-const MAX_CONFIG_BYTES: u64 = 8 << 20;
+pub(super) const MAX_CONFIG_BYTES: u64 = 8 << 20;
 /// Layers of an image: Docker's own limit.
 pub(super) const MAX_LAYERS: usize = 127;
 /// Indexes that lead to indexes: one level is common, a loop cannot be (digests), a chain can.
-const MAX_INDEX_DEPTH: usize = 4;
+pub(super) const MAX_INDEX_DEPTH: usize = 4;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
@@ -113,7 +113,7 @@ fn docker_candidate(files: &Files, image: ArchiveImage) -> Result<Candidate> {
     });
     let names = image.repo_tags.unwrap_or_default();
     let names = names.iter().map(|name| name.parse()).collect::<Result<Vec<Reference>, _>>()?;
-    candidate(files, &image.config, config, id, layers.collect(), None, names)
+    candidate(files.path(), &image.config, config, id, layers.collect(), None, names)
 }
 
 /// `<64 hex>` or `<64 hex>.json` at the end of a path.
@@ -226,11 +226,13 @@ fn layout_candidate(
         Ok(LayerFile { member: blob_path(&digest), digest: Some(digest), size: Some(descriptor.size()) })
     });
     let layers = layers.collect::<Result<_>>()?;
-    candidate(files, &id.to_string(), config, id, layers, Some((digest, bytes)), name.into_iter().collect())
+    let names = name.into_iter().collect();
+    candidate(files.path(), &id.to_string(), config, id, layers, Some((digest, bytes)), names)
 }
 
-fn candidate(
-    files: &Files,
+/// Puts an image together. `place` and `member` are what messages call where it and its config are.
+pub(super) fn candidate(
+    place: &Path,
     member: &str,
     config: Vec<u8>,
     id: Digest,
@@ -238,8 +240,8 @@ fn candidate(
     manifest: Option<(Digest, Vec<u8>)>,
     names: Vec<Reference>,
 ) -> Result<Candidate> {
-    let configuration: ImageConfiguration = json(files, member, &config)?;
-    let path = || files.path().to_owned();
+    let configuration: ImageConfiguration = parse(place, member, &config)?;
+    let path = || place.to_owned();
     let diff_ids = configuration.rootfs().diff_ids().iter().map(|digest| {
         digest.parse::<Digest>().map_err(|_| ImageError::Algorithm { path: path(), digest: digest.clone() })
     });
@@ -274,7 +276,7 @@ fn annotation<'a>(descriptor: &'a Descriptor, key: &str) -> Option<&'a str> {
 }
 
 /// Build records beside an image, which BuildKit lists as images of no platform.
-fn is_attestation(descriptor: &Descriptor) -> bool {
+pub(super) fn is_attestation(descriptor: &Descriptor) -> bool {
     annotation(descriptor, ATTESTATION).is_some()
 }
 
@@ -305,8 +307,13 @@ fn require(files: &Files, member: &str, limit: u64) -> Result<Vec<u8>> {
 }
 
 fn json<T: DeserializeOwned>(files: &Files, member: &str, bytes: &[u8]) -> Result<T> {
+    parse(files.path(), member, bytes)
+}
+
+/// Reads JSON. `place` and `member` are what messages call it.
+pub(super) fn parse<T: DeserializeOwned>(place: &Path, member: &str, bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|source| ImageError::Json {
-        path: files.path().to_owned(),
+        path: place.to_owned(),
         member: member.to_owned(),
         source,
     })

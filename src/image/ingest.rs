@@ -1,8 +1,9 @@
 //! One pass over a layer: read, hash, uncompress, hash, index, write.
 //!
-//! Two threads share the work. The caller's reads what was handed over, hashes it and uncompresses it
-//! into chunks; the second hashes the uncompressed bytes, writes them to the store and indexes them
-//! as they pass. Of a plain layer both hashes are the same, so only the first thread hashes.
+//! Two threads share the work. The caller's reads what was handed over, hashes it (unless whoever hands
+//! it over does) and uncompresses it into chunks; the second hashes the uncompressed bytes, writes them
+//! to the store and indexes them as they pass. Of a plain layer both hashes are the same, so only the
+//! first thread hashes.
 //! Memory is bounded by [`CHUNKS`] chunks of [`CHUNK_BYTES`], whatever the layer's size.
 //!
 //! Nothing is visible until digest and diff id are verified. A digest that does not match is
@@ -22,7 +23,7 @@ use crate::id::Digest;
 use crate::store::{DIRECT_ALIGNMENT, LayerWriter, Store, StoreError, StoredLayer};
 
 /// Large enough that direct writes run at the disk's speed.
-const CHUNK_BYTES: usize = 4 << 20;
+pub(super) const CHUNK_BYTES: usize = 1 << 20;
 /// One being filled, one being written, one on the way.
 const CHUNKS: usize = 3;
 /// Uncompressed bytes of a layer. Images of a hundred gigabytes exist; ten times that is none.
@@ -48,7 +49,8 @@ pub(super) struct Expected<'a> {
 /// What a layer was found to be.
 #[derive(Clone, Debug)]
 pub(super) struct Found {
-    digest: Digest,
+    /// `None` where it was hashed before.
+    digest: Option<Digest>,
     bytes: u64,
     diff_id: Digest,
 }
@@ -65,9 +67,18 @@ impl Found {
         if let Some(wanted) = expected.size.filter(|wanted| *wanted != self.bytes) {
             return Err(ImageError::SizeMismatch { what: what.to_owned(), wanted, found: self.bytes });
         }
-        check_digest(what, expected.digest, &self.digest)?;
+        if let Some(digest) = &self.digest {
+            check_digest(what, expected.digest, digest)?;
+        }
         check_digest(&format!("the uncompressed layer {what}"), Some(expected.diff_id), &self.diff_id)
     }
+}
+
+/// Whether the bytes that are handed over are hashed here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InputHash {
+    Here,
+    Elsewhere,
 }
 
 /// A layer in the store's temporary files.
@@ -103,13 +114,18 @@ pub(super) fn store_layer(
     reader: Box<dyn Read + '_>,
     expected: &Expected<'_>,
 ) -> Result<StoredLayer> {
-    let packed = pack(store, reader, expected.what)?;
+    let packed = pack(store, reader, expected.what, InputHash::Here)?;
     packed.found.check(expected)?;
     packed.publish(expected.what)
 }
 
 /// Reads a layer into the store's temporary files. The caller holds the content lock.
-pub(super) fn pack(store: &Store, reader: Box<dyn Read + '_>, what: &str) -> Result<Packed> {
+pub(super) fn pack(
+    store: &Store,
+    reader: Box<dyn Read + '_>,
+    what: &str,
+    input_hash: InputHash,
+) -> Result<Packed> {
     let (full_sender, full) = sync_channel(CHUNKS);
     let (empty, empty_receiver) = sync_channel(CHUNKS);
     for _ in 0..CHUNKS {
@@ -123,7 +139,7 @@ pub(super) fn pack(store: &Store, reader: Box<dyn Read + '_>, what: &str) -> Res
             intake.drain(index.is_ok());
             (intake.into_parts(), index)
         });
-        let produced = produce(reader, &full_sender, &empty_receiver);
+        let produced = produce(reader, input_hash, &full_sender, &empty_receiver);
         // With it the other thread sees the end.
         drop(full_sender);
         (produced, taker.join())
@@ -133,19 +149,19 @@ pub(super) fn pack(store: &Store, reader: Box<dyn Read + '_>, what: &str) -> Res
         return Err(failure.into_error(what));
     }
     let Produced { digest, bytes, is_plain } = produced.map_err(|failure| failure.into_error(what))?;
-    let diff_id = if is_plain { digest.clone() } else { parts.hash.digest() };
+    let diff_id = digest.clone().filter(|_| is_plain).unwrap_or_else(|| parts.hash.digest());
     Ok(Packed { found: Found { digest, bytes, diff_id }, writer: parts.writer, index })
 }
 
 pub(super) fn check_digest(what: &str, wanted: Option<&Digest>, found: &Digest) -> Result<()> {
     match wanted {
-        Some(wanted) if wanted != found => Err(ImageError::DigestMismatch {
-            what: what.to_owned(),
-            wanted: wanted.clone(),
-            found: found.clone(),
-        }),
+        Some(wanted) if wanted != found => Err(mismatch(what, wanted, found)),
         _ => Ok(()),
     }
+}
+
+pub(super) fn mismatch(what: &str, wanted: &Digest, found: &Digest) -> ImageError {
+    ImageError::DigestMismatch { what: what.to_owned(), wanted: wanted.clone(), found: found.clone() }
 }
 
 /// Why one of the two threads stopped.
@@ -166,28 +182,35 @@ impl Failure {
 }
 
 /// Uncompressed bytes on their way, at an address fit for direct writes.
-struct Chunk {
+pub(super) struct Chunk {
     buffer: Vec<u8>,
     start: usize,
     length: usize,
-    /// Whether the layer is plain, so that its bytes have been hashed.
-    is_plain: bool,
+    /// Whether its bytes have been hashed: those of a plain layer.
+    is_hashed: bool,
 }
 
 impl Chunk {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let buffer = vec![0; CHUNK_BYTES + DIRECT_ALIGNMENT];
         let start = buffer.as_ptr().align_offset(DIRECT_ALIGNMENT);
-        Self { buffer, start, length: 0, is_plain: false }
+        Self { buffer, start, length: 0, is_hashed: false }
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(super) fn clear(&mut self) {
+        self.length = 0;
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.length == CHUNK_BYTES
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
         &self.buffer[self.start..self.start + self.length]
     }
 
-    /// Fills the chunk as far as there are bytes.
-    fn fill(&mut self, from: &mut impl Read) -> io::Result<()> {
-        self.length = 0;
+    /// Fills the chunk up as far as there are bytes. What came before an error stays.
+    pub(super) fn fill(&mut self, from: &mut dyn Read) -> io::Result<()> {
         while self.length < CHUNK_BYTES {
             let begin = self.start + self.length;
             match from.read(&mut self.buffer[begin..self.start + CHUNK_BYTES]) {
@@ -203,7 +226,7 @@ impl Chunk {
 
 /// What the first thread found out.
 struct Produced {
-    digest: Digest,
+    digest: Option<Digest>,
     bytes: u64,
     is_plain: bool,
 }
@@ -229,6 +252,7 @@ impl Hash {
 /// Hashes what passes.
 struct Hashing<'a> {
     inner: Box<dyn Read + 'a>,
+    input_hash: InputHash,
     hash: &'a mut Hash,
     /// The bytes that have passed, for whoever cannot see the hash meanwhile.
     taken: &'a Cell<u64>,
@@ -237,7 +261,10 @@ struct Hashing<'a> {
 impl Read for Hashing<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        self.hash.update(&buffer[..count]);
+        match self.input_hash {
+            InputHash::Here => self.hash.update(&buffer[..count]),
+            InputHash::Elsewhere => self.hash.bytes += count as u64,
+        }
         self.taken.set(self.hash.bytes);
         Ok(count)
     }
@@ -246,19 +273,21 @@ impl Read for Hashing<'_> {
 /// The first thread: reads, hashes, uncompresses.
 fn produce(
     reader: Box<dyn Read + '_>,
+    input_hash: InputHash,
     full: &SyncSender<Chunk>,
     empty: &Receiver<Chunk>,
 ) -> Result<Produced, Failure> {
     let mut hash = Hash::default();
     let taken = Cell::new(0);
-    let hashing = Hashing { inner: reader, hash: &mut hash, taken: &taken };
+    let hashing = Hashing { inner: reader, input_hash, hash: &mut hash, taken: &taken };
     let mut decoder = Decoder::new(Box::new(hashing)).map_err(Failure::Stream)?;
     let is_plain = decoder.is_plain();
     let mut uncompressed: u64 = 0;
     // Without a chunk to fill, or a taker for it, the second thread has given up.
     while let Ok(mut chunk) = empty.recv() {
+        chunk.clear();
         chunk.fill(&mut decoder).map_err(Failure::Stream)?;
-        chunk.is_plain = is_plain;
+        chunk.is_hashed = is_plain && input_hash == InputHash::Here;
         uncompressed += chunk.length as u64;
         if uncompressed > MAX_LAYER_BYTES {
             return Err(Failure::Bomb(format!("{MAX_LAYER_BYTES} bytes")));
@@ -272,7 +301,9 @@ fn produce(
     }
     decoder.drain().map_err(Failure::Stream)?;
     drop(decoder);
-    Ok(Produced { bytes: hash.bytes, digest: hash.digest(), is_plain })
+    let bytes = hash.bytes;
+    let digest = (input_hash == InputHash::Here).then(|| hash.digest());
+    Ok(Produced { bytes, digest, is_plain })
 }
 
 /// The second thread's end: what the indexer reads is written and hashed on the way.
@@ -299,7 +330,7 @@ impl Intake {
             let _ = self.empty.send(done);
         }
         let Ok(chunk) = self.full.recv() else { return Ok(false) };
-        if !chunk.is_plain {
+        if !chunk.is_hashed {
             self.hash.update(chunk.bytes());
         }
         if self.is_kept {

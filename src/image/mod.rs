@@ -31,6 +31,7 @@ mod ingest;
 mod platform;
 pub mod policy;
 mod reference;
+pub mod registry;
 mod remove;
 mod save;
 mod streamed;
@@ -39,6 +40,7 @@ mod transport;
 pub use commit::{Draft, base_config, commit, scratch};
 pub use error::ImageError;
 pub use find::find;
+pub use platform::Platform;
 pub use reference::{DEFAULT_TAG, Reference, ReferenceError};
 pub use remove::{ContainerUse, Pruned, Removal, prune, remove, tag};
 pub use save::save;
@@ -48,7 +50,6 @@ use archive::Files;
 use error::Result;
 use handed_over::{Candidate, Wanted, candidates};
 use ingest::Expected;
-use platform::Platform;
 
 /// PATH of a container whose image sets none: Docker's.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -79,6 +80,15 @@ impl FromStr for PullPolicy {
             )),
         }
     }
+}
+
+/// Why an image is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The store does not have it.
+    Missing,
+    /// It is fetched anew each time.
+    Always,
 }
 
 /// What a container starts from.
@@ -115,27 +125,39 @@ pub enum RootSource {
 }
 
 /// Finds the image that `reference` names, bringing it into the store where it comes from an
-/// archive or a layout.
+/// archive or a layout. Where it has to come from a registry, `fetch` brings it, told whether it was
+/// looked for and not found.
 ///
 /// The caller holds the store's content lock from before this call until it has written down the
 /// image's id where collections look.
 ///
 /// # Errors
 /// There is no such image, it cannot be read or is for another machine.
-pub fn resolve(store: &Store, reference: &str, pull: PullPolicy) -> Result<ResolvedImage> {
+pub fn resolve(
+    store: &Store,
+    reference: &str,
+    pull: PullPolicy,
+    fetch: &dyn Fn(&str, Reason) -> Result<Vec<Added>>,
+) -> Result<ResolvedImage> {
+    let fetched = |name: &str, reason| {
+        let added = fetch(name, reason)?.into_iter().next();
+        let image = added.ok_or_else(|| ImageError::NotFound(name.to_owned()))?;
+        Ok::<_, ImageError>((image.id, store.catalog()?))
+    };
     let (id, catalog) = match Source::parse(reference)? {
         Source::Rootfs { directory } => return rootfs(reference, &directory),
         Source::Host => return Ok(unpacked(reference, RootSource::Host)),
         Source::Stored(name) => {
             let catalog = store.catalog()?;
-            if pull == PullPolicy::Always {
-                return Err(ImageError::Registry(name));
+            match (pull, find(&catalog, &name)) {
+                (PullPolicy::Always, _) if name.parse::<Reference>().is_ok() => {
+                    fetched(&name, Reason::Always)?
+                }
+                (PullPolicy::Missing, Err(ImageError::NotFound(_))) if name.parse::<Reference>().is_ok() => {
+                    fetched(&name, Reason::Missing)?
+                }
+                (_, found) => (found?, catalog),
             }
-            let id = find(&catalog, &name).map_err(|error| match error {
-                ImageError::NotFound(name) if pull == PullPolicy::Missing => ImageError::NotLocal(name),
-                error => error,
-            })?;
-            (id, catalog)
         }
         source => {
             let pulled = pull_source(store, &source, Choice::One)?;
@@ -254,7 +276,7 @@ pub fn pull_source(store: &Store, source: &Source, choice: Choice) -> Result<Vec
             add_all(store, || open_archive(store, file), wanted(tag.as_deref()))
         }
         Source::DockerArchive { file } => add_all(store, || open_archive(store, file), wanted(None)),
-        Source::Stored(name) => Err(ImageError::Registry(name.clone())),
+        Source::Stored(name) => Err(ImageError::NotFound(name.clone())),
         Source::Rootfs { directory } => {
             Err(ImageError::NotStorable(format!("rootfs:{}", directory.display())))
         }
@@ -300,8 +322,26 @@ fn add(store: &Store, files: &Files, candidate: Candidate) -> Result<Added> {
         None => None,
     };
     let Candidate { id, names, .. } = candidate;
+    enter(store, Entering { id, entry, names, digest, is_new })
+}
+
+/// An image whose content is in the store, about to become visible.
+struct Entering {
+    id: Digest,
+    entry: ImageEntry,
+    names: Vec<Reference>,
+    /// Digest of the manifest or index that it came with.
+    digest: Option<Digest>,
+    is_new: bool,
+}
+
+/// Makes an image visible under its names. The caller holds the content lock.
+fn enter(store: &Store, Entering { id, entry, names, digest, is_new }: Entering) -> Result<Added> {
     let names = store.update_catalog(|catalog| {
-        catalog.images.entry(id.clone()).or_insert(entry);
+        let known = catalog.images.entry(id.clone()).or_insert_with(|| entry.clone());
+        if known.original.is_none() && entry.original.is_some() {
+            *known = entry;
+        }
         let named = names.into_iter().map(|name| {
             let new = NameEntry { image: id.clone(), digest: digest.clone() };
             let old = catalog.names.insert(name.to_string(), new);
@@ -325,6 +365,11 @@ fn store_image(store: &Store, files: &Files, candidate: &Candidate) -> Result<Im
         };
         size_bytes += stored.content_bytes;
     }
+    new_entry(store, candidate, size_bytes)
+}
+
+/// Stores the config of an image whose layers are stored, and a manifest for it.
+fn new_entry(store: &Store, candidate: &Candidate, size_bytes: u64) -> Result<ImageEntry> {
     let id = store.put_blob(&candidate.config)?;
     let (manifest, manifest_bytes) =
         store.put_layout_manifest((&id, candidate.config.len() as u64), &candidate.diff_ids)?;
@@ -332,6 +377,7 @@ fn store_image(store: &Store, files: &Files, candidate: &Candidate) -> Result<Im
     Ok(ImageEntry {
         manifest,
         manifest_bytes,
+        original: None,
         layers: candidate.diff_ids.clone(),
         size_bytes,
         created: configuration.created().clone(),

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use super::archive::{MAX_LINKS, MAX_MEMBERS, Named, Opened, named, normalised, not_an_archive};
 use super::compression::Decoder;
 use super::error::{ImageError, Result};
-use super::ingest::{Found, pack};
+use super::ingest::{Found, InputHash, pack};
 use crate::store::{Store, StoreError};
 
 /// Where a member is told apart: a tar's first header is complete.
@@ -150,7 +150,7 @@ fn read_member<R: Read>(
         return Ok(Member::Small(head));
     }
     let what = name.display().to_string();
-    let packed = pack(store, Box::new(Cursor::new(head).chain(entry)), &what);
+    let packed = pack(store, Box::new(Cursor::new(head).chain(entry)), &what, InputHash::Here);
     let stored = packed.and_then(|packed| {
         let found = packed.found.clone();
         packed.publish(&what).map(|_| found)

@@ -29,10 +29,15 @@ pub struct Catalog {
 /// What listing an image needs to know of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageEntry {
-    /// Digest of the manifest that hostel made for its own layout.
+    /// Digest of the manifest in index.json: the one that the image came from a registry with, if it
+    /// is an OCI one whose blobs are all kept, else one of hostel's own making.
     pub manifest: Digest,
     /// That manifest's size in bytes.
     pub manifest_bytes: u64,
+    /// Digest of the manifest that the image came from a registry with, if all of its blobs are kept:
+    /// a push sends it as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original: Option<Digest>,
     /// Diff ids, lowest layer first.
     pub layers: Vec<Digest>,
     /// Sum of the sizes of all files in all layers, in bytes.
@@ -156,6 +161,7 @@ mod tests {
         ImageEntry {
             manifest: Digest::from_bytes(&[byte; 32]),
             manifest_bytes: 7,
+            original: None,
             layers: Vec::new(),
             size_bytes: 0,
             created: None,

@@ -9,8 +9,10 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use serde::Deserialize;
+
 use super::containers::{ContainerError, Containers};
-use super::{Result, Store, StoreError, chain_id};
+use super::{Result, Store, StoreError, chain_id, downloads};
 use crate::id::Digest;
 
 /// What a collection took away.
@@ -20,6 +22,17 @@ pub struct Collected {
     pub bytes: u64,
     /// Diff ids of layers that are gone.
     pub layers: Vec<Digest>,
+}
+
+/// The part of a registry's manifest that a collection needs.
+#[derive(Deserialize)]
+struct Manifest {
+    layers: Vec<ManifestLayer>,
+}
+
+#[derive(Deserialize)]
+struct ManifestLayer {
+    digest: Digest,
 }
 
 /// Names that stay.
@@ -56,6 +69,11 @@ impl Store {
         for (id, entry) in &catalog.images {
             live.add(id, &entry.layers);
             live.blobs.insert(entry.manifest.hex().into());
+            if let Some(original) = &entry.original {
+                live.blobs.insert(original.hex().into());
+                live.blobs
+                    .extend(self.manifest_layers(original)?.iter().map(|layer| OsString::from(layer.hex())));
+            }
         }
         for name in catalog.names.values() {
             live.blobs.extend(name.digest.iter().map(|digest| OsString::from(digest.hex())));
@@ -75,10 +93,35 @@ impl Store {
         collected
             .layers
             .extend(layers.iter().filter_map(|hex| format!("sha256:{}", hex.to_str()?).parse().ok()));
+        self.sweep_downloads(&mut collected);
         // Leftovers here are no part of what the caller freed, and one that cannot be removed (of a
         // volume, with files of subordinate ids) is no reason to fail.
         let _ = self.sweep(&self.path("tmp"), &HashSet::new(), &mut Collected::default());
         Ok(Some(collected))
+    }
+
+    /// The compressed layers of a manifest that came from a registry.
+    fn manifest_layers(&self, manifest: &Digest) -> Result<Vec<Digest>> {
+        let bytes = self.blob(manifest)?;
+        // A manifest that is lost or damaged names nothing: the image then has its packed layers only.
+        let manifest = bytes.and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok());
+        Ok(manifest.map_or_else(Vec::new, |manifest| {
+            manifest.layers.into_iter().map(|layer| layer.digest).collect()
+        }))
+    }
+
+    /// Removes what came of downloads that nobody has gone on with for long.
+    fn sweep_downloads(&self, collected: &mut Collected) {
+        let entries = fs::read_dir(self.path("downloads")).into_iter().flatten().flatten();
+        for entry in entries {
+            let Ok(metadata) = entry.metadata() else { continue };
+            let is_old =
+                metadata.modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age > downloads::KEPT));
+            // What cannot be removed is left for another time.
+            if is_old && fs::remove_file(entry.path()).is_ok() {
+                collected.bytes += metadata.len();
+            }
+        }
     }
 
     /// The images of all containers. A record that cannot be read might name any: then nothing may go.
@@ -202,6 +245,7 @@ pub(super) mod tests {
                 let entry = ImageEntry {
                     manifest,
                     manifest_bytes,
+                    original: None,
                     layers,
                     size_bytes: 0,
                     created: None,

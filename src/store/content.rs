@@ -1,16 +1,15 @@
 //! Blobs, packed layers and merged indexes.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, Write as _};
+use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 
 use fuse_overlay::index::{self, IndexError, Merged, MergedIndex};
 use fuse_overlay::pack::{self, LayerIndex, Limits};
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use sha2::{Digest as _, Sha256};
 
 use super::catalog::layout_manifest;
+use super::large_file::LargeFile;
 use super::staging::{Staged, create_file, sync_directory, write_synced};
 use super::{Result, Store, StoreError, read_limited};
 use crate::id::Digest;
@@ -18,16 +17,6 @@ use crate::id::Digest;
 /// Manifests and configs: the OCI distribution spec asks registries to take 4 MiB at least, and no
 /// image comes near.
 pub(super) const MAX_BLOB_BYTES: u64 = 8 << 20;
-
-/// What of a layer is written through the page cache; the rest goes past it.
-///
-/// Most of a large layer is not read soon, and the cache's pages cost more than the disk: the
-/// 403 MB layer of the benchmark's Debian image took 1.0 s buffered and 0.3 s direct.
-const CACHED_BYTES: u64 = 32 << 20;
-
-/// Offset, length and address of a direct write are multiples of this: the largest logical block
-/// that Linux file systems have on usual disks (open(2), O_DIRECT).
-pub(crate) const DIRECT_ALIGNMENT: usize = 4096;
 
 /// The OCI chain id of a list of layers (image-spec, config.md): names the tree that they make.
 #[must_use]
@@ -135,7 +124,7 @@ impl Store {
     pub fn new_layer(&self) -> Result<LayerWriter> {
         let staged = self.stage_directory()?;
         let tar = create_file(&staged.path().join("layer.tar"))?;
-        Ok(LayerWriter { store: self.clone(), staged, tar, written: 0, mode: WriteMode::Cached })
+        Ok(LayerWriter { store: self.clone(), staged, tar: LargeFile::new(tar, 0) })
     }
 
     /// The merged index of an image whose layers are stored; made where it is missing, of another
@@ -204,25 +193,12 @@ impl Store {
     }
 }
 
-/// How the next bytes of a layer go to the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum WriteMode {
-    /// Through the page cache; direct writes not tried yet.
-    Cached,
-    /// Past the page cache.
-    Direct,
-    /// Through the page cache to the end: direct writes are not to be had, or the last bytes came.
-    CachedToTheEnd,
-}
-
 /// A layer being written. Dropped unfinished, it leaves nothing.
 #[derive(Debug)]
 pub struct LayerWriter {
     store: Store,
     staged: Staged,
-    tar: File,
-    written: u64,
-    mode: WriteMode,
+    tar: LargeFile,
 }
 
 impl LayerWriter {
@@ -232,39 +208,7 @@ impl LayerWriter {
     /// # Errors
     /// The disk is full or fails.
     pub fn write(&mut self, chunk: &[u8]) -> Result<()> {
-        let aligned = chunk.as_ptr().align_offset(DIRECT_ALIGNMENT) == 0
-            && chunk.len().is_multiple_of(DIRECT_ALIGNMENT)
-            && self.written.is_multiple_of(DIRECT_ALIGNMENT as u64);
-        match self.mode {
-            WriteMode::Cached if aligned && self.written >= CACHED_BYTES => {
-                self.mode =
-                    if self.set_direct(true).is_ok() { WriteMode::Direct } else { WriteMode::CachedToTheEnd };
-            }
-            WriteMode::Direct if !aligned => self.stop_direct()?,
-            _ => {}
-        }
-        let path = self.staged.path().to_owned();
-        let result = match (self.mode, self.tar.write_all(chunk)) {
-            // A file system that accepts the flag and not the write: nothing has been written.
-            (WriteMode::Direct, Err(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
-                self.stop_direct()?;
-                self.tar.write_all(chunk)
-            }
-            (_, result) => result,
-        };
-        self.written += chunk.len() as u64;
-        result.map_err(StoreError::io("write", &path))
-    }
-
-    fn stop_direct(&mut self) -> Result<()> {
-        self.mode = WriteMode::CachedToTheEnd;
-        self.set_direct(false).map_err(|errno| StoreError::io("write", self.staged.path())(errno.into()))
-    }
-
-    fn set_direct(&self, on: bool) -> Result<(), Errno> {
-        let mut flags = OFlag::from_bits_retain(fcntl(&self.tar, FcntlArg::F_GETFL)?);
-        flags.set(OFlag::O_DIRECT, on);
-        fcntl(&self.tar, FcntlArg::F_SETFL(flags)).map(drop)
+        self.tar.write(chunk).map_err(StoreError::io("write", self.staged.path()))
     }
 
     /// Makes the layer durable and visible as `diff_id`, which the caller has verified. Where
@@ -277,16 +221,53 @@ impl LayerWriter {
         let mut bytes = Vec::new();
         index.write_to(&mut bytes).map_err(StoreError::io("write", path))?;
         write_synced(&path.join("index"), &bytes)?;
-        self.tar.sync_all().map_err(StoreError::io("sync", path))?;
+        self.tar.sync().map_err(StoreError::io("sync", path))?;
         sync_directory(path)?;
-        let layer = StoredLayer { tar_bytes: self.written, content_bytes: index.total_size() };
+        let layer = StoredLayer { tar_bytes: self.tar.written(), content_bytes: index.total_size() };
         self.staged.publish(&self.store.layer_directory(diff_id))?;
         self.store.link_layer(diff_id)?;
         Ok(layer)
     }
 }
 
+/// A blob being written whose digest is not known yet. Dropped unfinished, it leaves nothing.
+#[derive(Debug)]
+pub struct NewBlob {
+    store: Store,
+    staged: Staged,
+    file: LargeFile,
+}
+
+impl NewBlob {
+    /// Appends.
+    ///
+    /// # Errors
+    /// The disk is full or fails.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write(bytes).map_err(StoreError::io("write", self.staged.path()))
+    }
+
+    /// Makes the blob durable and puts it in its place, under the digest that the caller has computed.
+    ///
+    /// # Errors
+    /// The disk is full or fails.
+    pub fn finish(self, digest: &Digest) -> Result<()> {
+        self.file.sync().map_err(StoreError::io("sync", self.staged.path()))?;
+        self.staged.publish(&self.store.blob_path(digest)).map(drop)
+    }
+}
+
 impl Store {
+    /// Begins a blob. The caller holds the content lock.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn new_blob(&self) -> Result<NewBlob> {
+        let staged = self.stage();
+        let file = LargeFile::new(create_file(staged.path())?, 0);
+        Ok(NewBlob { store: self.clone(), staged, file })
+    }
+
     /// Shows a layer as a blob of the layout. Its loss harms other tools only, so it is not synced.
     pub(super) fn link_layer(&self, diff_id: &Digest) -> Result<()> {
         let target = Path::new("../../layers").join(diff_id.hex()).join("layer.tar");
@@ -390,22 +371,5 @@ pub(crate) mod tests {
         store.merged_index(layers).unwrap();
         assert_eq!(inode(&merged), before);
         assert!(store.is_sealed(&merged, &File::open(&merged).unwrap()));
-    }
-
-    #[test]
-    fn large_layers_arrive_whole_past_the_cache() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        let chunk_bytes = 1 << 20;
-        let buffer = vec![7_u8; chunk_bytes + DIRECT_ALIGNMENT];
-        let start = buffer.as_ptr().align_offset(DIRECT_ALIGNMENT);
-        let mut writer = store.new_layer().unwrap();
-        for _ in 0..(CACHED_BYTES as usize / chunk_bytes + 4) {
-            writer.write(&buffer[start..start + chunk_bytes]).unwrap();
-        }
-        writer.write(&buffer[..1000]).unwrap();
-        let written = fs::read(writer.staged.path().join("layer.tar")).unwrap();
-        assert_eq!(written.len() as u64, CACHED_BYTES + 4 * chunk_bytes as u64 + 1000);
-        assert!(written.iter().all(|byte| *byte == 7));
     }
 }

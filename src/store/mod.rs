@@ -4,8 +4,9 @@
 //! ROOT/                      0700, as every directory below it that hostel makes
 //!   format.json              {"version": 1, "required_features": []}: read first, written last
 //!   oci-layout, index.json   with blobs/ an OCI image layout that other tools can read
-//!   blobs/sha256/<hex>       configs and manifests, byte for byte as they came;
-//!                            for a layer a link to ../../layers/<hex>/layer.tar
+//!   blobs/sha256/<hex>       configs, manifests and registries' layers, byte for byte as they came;
+//!                            for an uncompressed layer a link to ../../layers/<hex>/layer.tar
+//!   downloads/<hex>          blobs that have not come whole yet (see `downloads`)
 //!   layers/<hex>/layer.tar   a layer's uncompressed tar, named for its diff id
 //!               /index       where in it everything is (fuse_overlay::pack)
 //!   merged/<hex>             the merged index of an image's layers, named for their chain id
@@ -19,11 +20,14 @@
 //!   lock, images.lock, volumes/.lock
 //! ```
 //!
-//! **Layers are kept uncompressed only.** A registry's manifest names compressed blobs, which are
-//! not here. So each image has a second manifest of hostel's own making: the same config, and the
-//! uncompressed layers (media type `...layer.v1.tar`, digest = diff id). That one is in index.json
-//! and makes ROOT a whole and valid layout (`skopeo inspect oci:ROOT:NAME`). The manifest that an
-//! image came with is kept as a blob for its digest, which `images --digests` shows.
+//! **Layers are kept uncompressed**, packed, and those of a registry as they came as well, so that an
+//! image can be pushed on with its digest unchanged; they go with the last image that came with them.
+//! The manifest that an image came from a registry with is then the one in index.json, which makes
+//! ROOT a whole and valid layout (`skopeo inspect oci:ROOT:NAME`). Every other image (loaded, or with
+//! a layer that was here uncompressed already, or of Docker's manifest type, which layouts do not have)
+//! gets a manifest of hostel's own making: the same config, and the uncompressed layers (media type
+//! `...layer.v1.tar`, digest = diff id). What an image came with is kept as a blob for its digest,
+//! which `images --digests` shows.
 //!
 //! **Durability.** A file or directory is made in tmp/, synced, renamed into place, and its new
 //! parent synced; images.json, which makes an image visible, comes last. A kill at any moment
@@ -50,6 +54,8 @@ mod catalog;
 mod collect;
 pub mod containers;
 mod content;
+mod downloads;
+mod large_file;
 mod lock;
 pub mod native;
 mod seal;
@@ -60,8 +66,9 @@ pub mod volumes;
 pub use catalog::{Catalog, ImageEntry, NameEntry};
 pub use collect::Collected;
 
-pub(crate) use content::DIRECT_ALIGNMENT;
-pub use content::{LayerWriter, StoredLayer, chain_id};
+pub use content::{LayerWriter, NewBlob, StoredLayer, chain_id};
+pub use downloads::{Blob, Download};
+pub(crate) use large_file::DIRECT_ALIGNMENT;
 pub use lock::{ContentLock, VolumesLock};
 pub use verify::{Checked, Depth, Mending, Part, Problem, Report};
 pub use volumes::{Volume, VolumeMeta};

@@ -4,6 +4,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::pty::Winsize;
+use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 
 /// The size of a terminal in rows and columns.
 ///
@@ -14,6 +15,20 @@ pub fn size(terminal: BorrowedFd<'_>) -> Result<(u16, u16), Errno> {
     // SAFETY: TIOCGWINSZ writes one winsize.
     Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) })?;
     Ok((size.ws_row, size.ws_col))
+}
+
+/// Does something while the terminal does not show what is typed, and shows it again afterwards.
+///
+/// # Errors
+/// ENOTTY when it is not a terminal.
+pub fn without_echo<T>(terminal: BorrowedFd<'_>, work: impl FnOnce() -> T) -> Result<T, Errno> {
+    let before = tcgetattr(terminal)?;
+    let mut silent = before.clone();
+    silent.local_flags.remove(LocalFlags::ECHO);
+    tcsetattr(terminal, SetArg::TCSAFLUSH, &silent)?;
+    let result = work();
+    tcsetattr(terminal, SetArg::TCSAFLUSH, &before)?;
+    Ok(result)
 }
 
 /// Sets the size in rows and columns; the foreground group gets SIGWINCH.
