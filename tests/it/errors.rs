@@ -123,6 +123,7 @@ fn every_hint_is_one_line_after_the_error() {
     let h = Hostel::empty();
     let done = h.run("run --rm nosuch true");
     let lines: Vec<_> = done.stderr.lines().collect();
-    assert_eq!(lines.len(), 2, "{}", done.stderr);
-    assert!(lines[0].starts_with("Error: ") && lines[1].starts_with("Hint: "), "{}", done.stderr);
+    assert_eq!(lines.len(), 3, "{}", done.stderr);
+    assert_eq!(lines[0], "Unable to find image 'nosuch:latest' locally");
+    assert!(lines[1].starts_with("Error: ") && lines[2].starts_with("Hint: "), "{}", done.stderr);
 }

@@ -76,6 +76,12 @@ impl Hostel {
             }
         }
         env.insert("HOSTEL_ROOT".to_owned(), store.path().join("root").into());
+        // Tests know no network: what is at no registry of their own is refused at once.
+        let registries = store.path().join("registries.conf");
+        fs::write(&registries, "[[registry]]\nprefix = \"docker.io\"\nlocation = \"127.0.0.1:1\"\n").unwrap();
+        env.insert("CONTAINERS_REGISTRIES_CONF".to_owned(), registries.into());
+        env.insert("XDG_CONFIG_HOME".to_owned(), store.path().join("config").into());
+        env.insert("DOCKER_CONFIG".to_owned(), store.path().join("docker").into());
         env.insert("XDG_DATA_HOME".to_owned(), store.path().join("data").into());
         env.insert("XDG_RUNTIME_DIR".to_owned(), runtime.path().into());
         Self { store, runtime, env, flags: Vec::new() }
@@ -96,6 +102,11 @@ impl Hostel {
 
     pub(crate) fn root(&self) -> PathBuf {
         self.store.path().join("root")
+    }
+
+    /// A path beside the store: `docker` and `config` are the engine's directories of settings.
+    pub(crate) fn place(&self, name: &str) -> PathBuf {
+        self.store.path().join(name)
     }
 
     /// A directory of the test's own that goes away with it.

@@ -19,6 +19,7 @@ mod net;
 mod one_id;
 mod parity;
 mod pty;
+mod registry;
 mod run;
 mod smoke;
 mod terminal;
