@@ -1,7 +1,7 @@
 //! Mounts layers in a user namespace of its own and runs a command there.
 //!
 //! ```text
-//! mount [--pure DIR [--size BYTES] [--inodes NUMBER] | --hybrid DIR] [--volatile] [--map-auto] [--hide PATH] [--expose PATH] SOURCE... -- COMMAND...
+//! mount [--pure DIR [--size BYTES] [--inodes NUMBER] [--writeback] | --hybrid DIR] [--volatile] [--map-auto] [--hide PATH] [--expose PATH] SOURCE... -- COMMAND...
 //! ```
 //!
 //! A SOURCE is an uncompressed layer tar, bottom first, or one directory. The command runs in
@@ -33,6 +33,7 @@ struct Arguments {
     pure: Option<PathBuf>,
     hybrid: Option<PathBuf>,
     volatile: bool,
+    writeback: bool,
     quota: Quota,
     map_auto: bool,
     rules: Vec<PathRule>,
@@ -41,7 +42,11 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    run(std::env::args_os().skip(1).collect())
+}
+
+/// What the program does, for its command line (benches/calls.rs comes here too).
+pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
     let outcome = match arguments.first() {
         Some(first) if first == "--inside" => inside(&arguments[1..]).map(|()| ExitCode::SUCCESS),
         _ => parse(arguments).and_then(|arguments| outside(&arguments)),
@@ -69,6 +74,7 @@ fn parse(arguments: Vec<OsString>) -> Outcome<Arguments> {
             Some("--expose") => parsed.rules.push(PathRule::Expose(value()?)),
             Some("--size") => parsed.quota.bytes = Some(number(&mut rest)?),
             Some("--inodes") => parsed.quota.inodes = Some(number(&mut rest)?),
+            Some("--writeback") => parsed.writeback = true,
             Some("--volatile") => parsed.volatile = true,
             Some("--map-auto") => parsed.map_auto = true,
             Some("--") => parsed.command = rest.by_ref().collect(),
@@ -88,7 +94,8 @@ fn number(rest: &mut impl Iterator<Item = OsString>) -> Outcome<u64> {
 
 /// The server's side.
 fn outside(arguments: &Arguments) -> Outcome<ExitCode> {
-    let server = Server::new(lower(arguments)?, mode(arguments)?, ids(arguments), Options::default())?;
+    let options = Options { writeback: arguments.writeback, ..Options::default() };
+    let server = Server::new(lower(arguments)?, mode(arguments)?, ids(arguments), options)?;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
     let place = tempfile::tempdir()?;

@@ -20,6 +20,9 @@ pub(super) struct Traits {
     /// No file has extended attributes, nor can one get any.
     pub no_xattrs: bool,
     pub writable: bool,
+    /// The kernel may answer writes from its cache and send the data later: nothing but it
+    /// changes sizes and times, and none of the data can be refused for want of a quota.
+    pub writeback: bool,
     /// How long a name may be taken not to exist.
     pub negative_ttl: Duration,
 }

@@ -137,11 +137,16 @@ pub struct Options {
     /// Threads that answer requests. One at a time reads them; it passes that on before it waits
     /// for a disk, so more than two are of use only where several wait at once.
     pub threads: NonZeroUsize,
+    /// The kernel may answer writes from its cache and send the data later, on a mount without a
+    /// quota over packed layers. Small writes are several times as fast so, making a file takes a
+    /// fifth longer, and errors come late: a full disk shows only when a file is closed or synced.
+    /// Off by default for that reason. Needs two threads.
+    pub writeback: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { threads: NonZeroUsize::MIN.saturating_add(2) }
+        Self { threads: NonZeroUsize::MIN.saturating_add(2), writeback: false }
     }
 }
 
@@ -218,10 +223,10 @@ impl Server {
     /// # Errors
     /// [`ServeError::Connection`].
     pub fn serve(self, device: OwnedFd) -> Result<(), ServeError> {
-        let threads = self.options.threads.get();
         match self.backend {
-            Backend::Packed(packed) => reader::serve(*packed, device, threads),
-            Backend::Overlay(overlay) => fuse::serve(*overlay, device, threads),
+            // Each thread waits for requests there, so more than two only cost switches.
+            Backend::Packed(packed) => reader::serve(*packed, device, self.options.threads.get().min(2)),
+            Backend::Overlay(overlay) => fuse::serve(*overlay, device, self.options),
         }
         .map_err(ServeError::Connection)
     }

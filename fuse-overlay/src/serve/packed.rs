@@ -232,6 +232,7 @@ impl Backend for Packed {
             changes_underneath: false,
             no_xattrs: !self.index.has_xattrs(),
             writable: false,
+            writeback: false,
             negative_ttl: FOREVER,
         }
     }

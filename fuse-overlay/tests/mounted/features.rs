@@ -29,6 +29,7 @@ pub(crate) fn run(name: &str, root: &Path) -> bool {
         "quota_bytes" => quota_bytes(root),
         "quota_is_kept" => quota_is_kept(root),
         "quota_inodes" => quota_inodes(root),
+        "whole_or_absent" => whole_or_absent(root),
         _ => return false,
     }
     true
@@ -279,4 +280,76 @@ fn quota_inodes(root: &Path) {
     fs::write(root.join("d/b"), "changed").unwrap();
     assert_eq!(errno(File::create_new(root.join("one more"))), Some(libc::ENOSPC));
     assert_eq!(statvfs(root).unwrap().files_free(), 0);
+}
+
+/// Syncs some files, then changes everything in sight until the server is gone.
+pub(crate) fn changes_until_killed(root: &Path, armed: &Path) {
+    let at = |path: &str| root.join(path);
+    for (path, length) in SYNCED {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(at(path)).unwrap();
+        file.write_all(&vec![b's'; length]).unwrap();
+        file.sync_all().unwrap();
+    }
+    println!("armed");
+    fs::write(armed, "").unwrap();
+    for round in 0..2000 {
+        if change_all(root, round).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN)) {
+            return;
+        }
+    }
+    panic!("the fault point was never reached");
+}
+
+/// Small ones lie in the journal, large ones have objects; one is the lower layer's.
+const SYNCED: [(&str, usize); 3] = [("synced-small", 5000), ("synced-large", 200_000), ("d/b", 3000)];
+
+fn change_all(root: &Path, round: usize) -> io::Result<()> {
+    let at = |path: &str| root.join(path);
+    let append = |path: &str, data: &[u8]| OpenOptions::new().append(true).open(at(path))?.write_all(data);
+    // Copy-ups of a large and a small file, and the way out of the journal.
+    if round < 300 {
+        append(&format!("many/file{round:03}"), b"+")?;
+    }
+    if round == 3 {
+        append("large", b"+")?;
+        append("hard1", b"+")?;
+        append("synced-small", &[b'+'; 20_000])?;
+    }
+    let path = at(&format!("new{}", round % 7));
+    fs::write(&path, vec![b'n'; 30_000 * (round % 2)])?;
+    fs::rename(&path, at("renamed"))?;
+    let directory = ["d/sub", "sub"];
+    fs::rename(at(directory[round % 2]), at(directory[1 - round % 2]))?;
+    fs::remove_file(at("renamed"))
+}
+
+fn whole_or_absent(root: &Path) {
+    let at = |path: &str| root.join(path);
+    for (path, length) in SYNCED {
+        let data = fs::read(at(path)).unwrap();
+        let synced = data.iter().take_while(|byte| **byte == b's').count();
+        assert_eq!(synced, length, "{path}");
+        assert!(data[length..].iter().all(|byte| *byte == b'+') && (data.len() - length) % 20_000 == 0);
+    }
+    for number in 0..300 {
+        let path = format!("many/file{number:03}");
+        let found = text(at(&path));
+        assert!(found == path || found == format!("{path}+"), "{path}: {found}");
+    }
+    let large = fs::read(at("large")).unwrap();
+    assert!(large.len() == 1_600_000 || large.len() == 1_600_001 && large[1_600_000] == b'+');
+    assert_eq!(large[..8], [0, 0, 0, 0, 1, 0, 0, 0]);
+    let linked = ["hard1", "hard2", "d/hard3"].map(|path| text(at(path)));
+    assert!(linked.iter().all(|text| *text == linked[0]) && linked[0].starts_with("linked"));
+    // The directory is in exactly one of its two places.
+    assert!(at("sub/deep").exists() != at("d/sub/deep").exists());
+    for entry in fs::read_dir(root).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if name.starts_with("new") || name == "renamed" {
+            let data = fs::read(entry.path()).unwrap();
+            assert!(data.iter().all(|byte| *byte == b'n') && data.len() <= 30_000);
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
 }

@@ -46,6 +46,11 @@ pub(crate) struct Mount {
 impl Mount {
     /// Runs a scenario on this mount; false where the machine does not allow it.
     pub(crate) fn run(&self, scenario: &str) -> bool {
+        self.run_with_fault(scenario, "")
+    }
+
+    /// Runs a scenario that arms a fault point, at which its server is killed.
+    pub(crate) fn run_with_fault(&self, scenario: &str, fault: &str) -> bool {
         if let Some(reason) = closed() {
             eprintln!("SKIPPED {scenario}: {reason}");
             return false;
@@ -67,6 +72,7 @@ impl Mount {
             Write::Limited { quota, .. } => *quota,
             _ => Quota::default(),
         };
+        let _ = fs::remove_file(self.place.join("armed"));
         let output = this_again("server")
             .env(
                 "MOUNTED_LOWER_KIND",
@@ -81,6 +87,8 @@ impl Mount {
             .env("MOUNTED_INODES", quota.inodes.unwrap_or(0).to_string())
             .env("MOUNTED_PLACE", &self.place)
             .env("MOUNTED_SCENARIO", scenario)
+            .env("FUSE_OVERLAY_FAULT", fault)
+            .env("FUSE_OVERLAY_ARMED", self.place.join("armed"))
             .output()
             .unwrap();
         let text =
@@ -93,6 +101,7 @@ impl Mount {
             }
             // A scenario that kills its server says so.
             None if scenario.contains("kill") && text.contains("killing the server") => true,
+            None if !fault.is_empty() && text.contains("armed") => true,
             code => panic!("{scenario} failed ({code:?}):\n{text}"),
         }
     }
@@ -263,6 +272,7 @@ fn inside() {
             nix::sys::signal::kill(server, nix::sys::signal::Signal::SIGKILL).unwrap();
         }
         ("compare", []) => super::random::compare(&root, &place, "after a new start"),
+        ("changes_until_killed", []) => super::features::changes_until_killed(&root, &place.join("armed")),
         _ if super::features::run(name, &root) => {}
         _ => super::scenarios::run(name, &root, &variable("LOWER")),
     }

@@ -189,6 +189,37 @@ fn an_upper_belongs_to_one_server_and_one_lower() {
     assert!(matches!(open(&both), Err(ServeError::Upper(UpperError::NotAnUpper))));
 }
 
+/// At each place between two steps the server is killed; the next one finds an upper that works,
+/// with everything that was synced, each change whole or absent, and nothing left over.
+#[test]
+#[cfg_attr(not(feature = "fault-points"), ignore = "needs --features hostel-fuse-overlay/fault-points")]
+fn pure_survives_a_kill_at_each_step() {
+    const POINTS: [&str; 9] = [
+        "RecordHalf",
+        "RecordWritten",
+        "ObjectCreated",
+        "ObjectFilled",
+        "ObjectCommitted",
+        "InodeDropped",
+        "RewriteBegun",
+        "RewriteFilled",
+        "RewriteRenamed",
+    ];
+    for point in POINTS {
+        let place = tempfile::tempdir().unwrap();
+        let lower = Lower::Layers(layers(place.path()));
+        let mount = Mount { lower: lower.clone(), write: pure(place.path()), place: place.path().into() };
+        if !mount.run_with_fault("changes_until_killed", point) {
+            return;
+        }
+        let upper = place.path().join("upper");
+        drop(harness::server(&lower, &pure(place.path())).unwrap());
+        let names: Vec<_> = fs::read_dir(&upper).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names.len(), 2, "{point}: {names:?}");
+        mount.run("whole_or_absent");
+    }
+}
+
 /// Whatever was being written when the machine stopped, the upper opens again.
 #[test]
 fn a_journal_may_end_anywhere() {

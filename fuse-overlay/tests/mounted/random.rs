@@ -2,11 +2,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{FallocateFlags, RenameFlags, fallocate, renameat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, RenameFlags, copy_file_range, fallocate, renameat2};
+use nix::sys::stat::{Mode, UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{linkat, mkfifo};
 
 use super::tree;
 
@@ -69,6 +72,12 @@ enum Operation {
     Read { path: String },
     List { path: String },
     Sync { path: String },
+    Zero { path: String, offset: u64, length: u64 },
+    CopyRange { from: String, to: String, offset: u64 },
+    Unnamed { directory: String, data: Vec<u8>, to: String },
+    SetTimes { path: String, seconds: i64 },
+    TakeOver { path: String },
+    MakeFifo { path: String },
 }
 
 fn choose(random: &mut Random) -> Operation {
@@ -78,7 +87,7 @@ fn choose(random: &mut Random) -> Operation {
     };
     let offset = |random: &mut Random| [0, 3, 4096, 100_000][random.below(4) as usize];
     let path = random.path();
-    match random.below(30) {
+    match random.below(36) {
         0 | 1 => Operation::Write { path, offset: offset(random), data: data(random) },
         2 => Operation::Append { path, data: data(random) },
         3 | 4 => Operation::Create { path, data: data(random) },
@@ -109,6 +118,12 @@ fn choose(random: &mut Random) -> Operation {
             _ => Operation::Close { number: random.below(4) as usize },
         },
         28 => Operation::Read { path },
+        29 => Operation::Zero { path, offset: offset(random), length: 5000 },
+        30 => Operation::CopyRange { from: path, to: random.path(), offset: offset(random) },
+        31 => Operation::Unnamed { directory: path, data: data(random), to: random.path() },
+        32 => Operation::SetTimes { path, seconds: random.below(1 << 33) as i64 },
+        33 => Operation::TakeOver { path },
+        34 => Operation::MakeFifo { path },
         _ => match random.below(3) {
             0 => Operation::Sync { path },
             _ => Operation::List { path },
@@ -167,7 +182,7 @@ impl Side {
                 }
             }
             Operation::Rename { from, to, flags } => {
-                renameat2(nix::fcntl::AT_FDCWD, &at(from), nix::fcntl::AT_FDCWD, &at(to), *flags)?;
+                renameat2(AT_FDCWD, &at(from), AT_FDCWD, &at(to), *flags)?;
             }
             Operation::Link { from, to } => fs::hard_link(at(from), at(to))?,
             Operation::Symlink { target, path } => symlink(target, at(path))?,
@@ -230,9 +245,60 @@ impl Side {
                 not_fifo(&at(path))?;
                 nix::unistd::fsync(File::open(at(path))?.as_fd())?;
             }
+            Operation::Zero { path, offset, length } => {
+                not_fifo(&at(path))?;
+                let file = OpenOptions::new().write(true).open(at(path))?;
+                let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE;
+                fallocate(&file, flags, offset.cast_signed(), length.cast_signed())?;
+            }
+            Operation::CopyRange { from, to, offset } => {
+                not_fifo(&at(from))?;
+                not_fifo(&at(to))?;
+                if same(&at(from), &at(to)) {
+                    return Ok("same".into());
+                }
+                return copy_range(&at(from), &at(to), *offset);
+            }
+            Operation::Unnamed { directory, data, to } => {
+                let file = OpenOptions::new()
+                    .write(true)
+                    .mode(0o640)
+                    .custom_flags(libc::O_TMPFILE)
+                    .open(at(directory))?;
+                file.write_all_at(data, 5)?;
+                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+                linkat(AT_FDCWD, path.as_str(), AT_FDCWD, &at(to), AtFlags::AT_SYMLINK_FOLLOW)?;
+            }
+            Operation::SetTimes { path, seconds } => {
+                let times = [TimeSpec::new(*seconds, 1), TimeSpec::new(seconds / 2, 999_999_999)];
+                let flags = UtimensatFlags::NoFollowSymlink;
+                utimensat(AT_FDCWD, &at(path), &times[0], &times[1], flags)?;
+                let meta = fs::symlink_metadata(at(path))?;
+                return Ok(format!("{} {}", meta.mtime(), meta.mtime_nsec()));
+            }
+            Operation::TakeOver { path } => std::os::unix::fs::lchown(at(path), Some(0), Some(0))?,
+            Operation::MakeFifo { path } => mkfifo(&at(path), Mode::from_bits_truncate(0o620))?,
         }
         Ok("done".into())
     }
+}
+
+fn copy_range(from: &Path, to: &Path, offset: u64) -> io::Result<String> {
+    let source = File::open(from)?;
+    let target = OpenOptions::new().write(true).open(to)?;
+    let (mut here, mut there) = (offset.cast_signed() / 2, offset.cast_signed());
+    let mut done = 0;
+    // The kernel may copy less than asked at a time.
+    loop {
+        match copy_file_range(&source, Some(&mut here), &target, Some(&mut there), 50_000 - done)? {
+            0 => break,
+            count => done += count,
+        }
+        if done == 50_000 {
+            break;
+        }
+    }
+    Ok(format!("{done} copied"))
 }
 
 /// Opening a fifo would wait for somebody at the other end.
@@ -245,7 +311,6 @@ fn not_fifo(path: &Path) -> io::Result<()> {
 }
 
 fn same(left: &Path, right: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
     match (fs::metadata(left), fs::metadata(right)) {
         (Ok(left), Ok(right)) => left.ino() == right.ino() && left.dev() == right.dev(),
         _ => false,

@@ -17,13 +17,15 @@ use nix::errno::Errno;
 pub(super) use self::session::pass;
 use self::session::{Handler, Reply};
 use self::wire::{Body, Header, Listing, capability, opcode};
+use super::Options;
 use super::attr::{Entry, NO_ATTR};
 use super::backend::{Answer, At, Backend, Caller, New, Place, RenameKind, Traits, XattrFlags};
 
 /// Answers requests on a mounted connection until it ends.
-pub(super) fn serve<B: Backend>(backend: B, device: OwnedFd, threads: usize) -> io::Result<()> {
-    let traits = backend.traits();
-    session::run(Adapter { backend, traits }, device, threads)
+pub(super) fn serve<B: Backend>(backend: B, device: OwnedFd, options: Options) -> io::Result<()> {
+    let mut traits = backend.traits();
+    traits.writeback &= options.writeback && options.threads.get() > 1;
+    session::run(Adapter { backend, traits }, device, options.threads.get())
 }
 
 struct Adapter<B> {
@@ -58,6 +60,9 @@ impl<B: Backend> Handler for Adapter<B> {
                 | capability::DONT_MASK;
         } else if self.traits.stateless {
             wanted |= capability::EXPORT_SUPPORT;
+        }
+        if self.traits.writeback {
+            wanted |= capability::WRITEBACK_CACHE;
         }
         // An older kernel lacks some; each only saves requests.
         wanted
@@ -100,7 +105,10 @@ impl<B: Backend> Handler for Adapter<B> {
             }
             opcode::READDIR | opcode::READDIRPLUS => self.readdir(header, body, reply),
             opcode::FALLOCATE => reply.empty(self.fallocate(header, body)),
-            opcode::LSEEK => reply.with(self.lseek(header, body), |found| found.to_ne_bytes()),
+            opcode::LSEEK => {
+                let found = self.lseek(header, body, &reply);
+                reply.with(found, |found| found.to_ne_bytes());
+            }
             opcode::COPY_FILE_RANGE => reply.with(self.copy_file_range(header, body), |done| {
                 wire::count_bytes(u32::try_from(*done).unwrap_or(u32::MAX))
             }),
@@ -360,7 +368,12 @@ impl<B: Backend> Adapter<B> {
         self.backend.fallocate(At { ino: header.ino, offset }, length, mode.cast_signed())
     }
 
-    fn lseek(&self, header: Header, mut body: Body<'_>) -> Answer<u64> {
+    fn lseek(&self, header: Header, mut body: Body<'_>, reply: &Reply<'_>) -> Answer<u64> {
+        // The kernel may have data that it has not sent, and asks all the same. Where it cannot be
+        // had now the kernel answers itself, from now on, and takes all of a file for data.
+        if self.traits.writeback && !reply.write_back(header.ino) {
+            return Err(Errno::ENOSYS);
+        }
         let _handle = body.u64()?;
         let (offset, whence) = (body.u64()?, body.u32()?);
         if i64::try_from(offset).is_err() {

@@ -231,7 +231,29 @@ pub(super) struct Reply<'a> {
     unique: u64,
 }
 
+/// One thread at a time waits for the kernel to write back a file, so that others are left to
+/// answer those writes.
+static WRITING_BACK: Mutex<()> = Mutex::new(());
+
 impl Reply<'_> {
+    /// Has the kernel send what it holds of a file's data, and forget it. False where that cannot
+    /// be waited for now.
+    pub(super) fn write_back(&self, ino: u64) -> bool {
+        let Ok(_alone) = WRITING_BACK.try_lock() else { return false };
+        // The kernel's writes are answered by another thread.
+        pass();
+        let mut message = [0; OUT_HEADER + 24];
+        message[..4].copy_from_slice(&((OUT_HEADER + 24) as u32).to_ne_bytes());
+        message[4..8].copy_from_slice(&wire::NOTIFY_INVAL_INODE.to_ne_bytes());
+        message[OUT_HEADER..OUT_HEADER + 8].copy_from_slice(&ino.to_ne_bytes());
+        // From 0 on, and a length of 0: all of it.
+        match nix::unistd::write(self.device, &message) {
+            // The kernel does not know the file, so it holds nothing of it.
+            Ok(_) | Err(Errno::ENOENT) => true,
+            Err(_) => false,
+        }
+    }
+
     pub(super) fn ok(self) {
         self.send(0, &[]);
     }

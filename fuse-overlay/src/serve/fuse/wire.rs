@@ -77,6 +77,7 @@ pub(super) mod capability {
     pub(in crate::serve::fuse) const DO_READDIRPLUS: u64 = 1 << 13;
     pub(in crate::serve::fuse) const READDIRPLUS_AUTO: u64 = 1 << 14;
     pub(in crate::serve::fuse) const ASYNC_DIO: u64 = 1 << 15;
+    pub(in crate::serve::fuse) const WRITEBACK_CACHE: u64 = 1 << 16;
     pub(in crate::serve::fuse) const NO_OPEN_SUPPORT: u64 = 1 << 17;
     pub(in crate::serve::fuse) const PARALLEL_DIROPS: u64 = 1 << 18;
     pub(in crate::serve::fuse) const POSIX_ACL: u64 = 1 << 20;
@@ -111,6 +112,9 @@ pub(super) const FSYNC_FDATASYNC: u32 = 1;
 pub(super) const SETXATTR_ACL_KILL_SGID: u32 = 1;
 /// The kernel's pages of a file stay valid over an open (`FOPEN_KEEP_CACHE`).
 pub(super) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+
+/// A message to the kernel: what it holds of a file is no longer good (`FUSE_NOTIFY_INVAL_INODE`).
+pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
 
 /// The beginning of every request.
 #[derive(Clone, Copy, Debug)]

@@ -17,6 +17,24 @@ pub(super) enum Data {
     Empty,
     /// In the upper's object of the inode's number.
     Object,
+    /// In the journal itself, as the last [`Change::Content`] has it.
+    Inline,
+}
+
+/// The data of a small file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// About to be written.
+    Bytes(Box<[u8]>),
+    /// Where it lies in the journal.
+    Stored(Stored),
+}
+
+/// A run of bytes in the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stored {
+    pub place: u64,
+    pub length: u32,
 }
 
 /// All that the overlay keeps of an inode, save names, link target and xattrs.
@@ -73,6 +91,8 @@ pub(super) enum Change {
     OwnXattrs(u64),
     /// An xattr has this value, or is gone.
     Xattr(u64, Name, Option<Box<[u8]>>),
+    /// A small file has this data.
+    Content(u64, Content),
     /// The lower node of this number lies at this path (only where paths identify nodes).
     Origin(u64, Box<[u8]>),
 }
@@ -84,6 +104,7 @@ const TAG_ENTRY: u8 = 4;
 const TAG_OWN_XATTRS: u8 = 5;
 const TAG_XATTR: u8 = 6;
 const TAG_ORIGIN: u8 = 7;
+const TAG_CONTENT: u8 = 8;
 
 impl Change {
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
@@ -101,6 +122,7 @@ impl Change {
                     Data::Lower => 0,
                     Data::Empty => 1,
                     Data::Object => 2,
+                    Data::Inline => 3,
                 };
                 out.extend_from_slice(&[data, u8::from(meta.lower)]);
             }
@@ -134,6 +156,12 @@ impl Change {
                 head(out, TAG_ORIGIN, *ino);
                 bytes(out, path);
             }
+            Self::Content(ino, Content::Bytes(content)) => {
+                head(out, TAG_CONTENT, *ino);
+                bytes(out, content);
+            }
+            // What lies in the journal already is not written again: a rewrite reads it first.
+            Self::Content(_, Content::Stored(_)) => {}
         }
     }
 }
@@ -149,12 +177,13 @@ fn bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// Reads the changes of one record; an item of None means that the rest makes no sense.
-pub(super) fn decode(record: &[u8]) -> impl Iterator<Item = Option<Change>> {
-    let mut reader = Reader(record);
+/// Reads the changes of one record, which lies at `place`; an item of None means that the rest
+/// makes no sense. Data of files is left where it is.
+pub(super) fn decode(record: &[u8], place: u64) -> impl Iterator<Item = Option<Change>> {
+    let mut reader = Reader { rest: record, end: place + record.len() as u64 };
     let mut failed = false;
     std::iter::from_fn(move || {
-        if failed || reader.0.is_empty() {
+        if failed || reader.rest.is_empty() {
             return None;
         }
         let change = reader.change();
@@ -163,7 +192,11 @@ pub(super) fn decode(record: &[u8]) -> impl Iterator<Item = Option<Change>> {
     })
 }
 
-struct Reader<'a>(&'a [u8]);
+struct Reader<'a> {
+    rest: &'a [u8],
+    /// Where in the journal the record ends.
+    end: u64,
+}
 
 impl Reader<'_> {
     fn change(&mut self) -> Option<Change> {
@@ -193,6 +226,12 @@ impl Reader<'_> {
                 Change::Xattr(ino, name, present.then_some(value))
             }
             TAG_ORIGIN => Change::Origin(ino, self.bytes()?),
+            TAG_CONTENT => {
+                let length = self.u32()?;
+                let place = self.end - self.rest.len() as u64;
+                self.rest = self.rest.get(length as usize..)?;
+                Change::Content(ino, Content::Stored(Stored { place, length }))
+            }
             _ => return None,
         })
     }
@@ -211,6 +250,7 @@ impl Reader<'_> {
                 0 => Data::Lower,
                 1 => Data::Empty,
                 2 => Data::Object,
+                3 => Data::Inline,
                 _ => return None,
             },
             lower: self.u8()? == 1,
@@ -223,14 +263,14 @@ impl Reader<'_> {
 
     fn bytes(&mut self) -> Option<Box<[u8]>> {
         let length = self.u32()? as usize;
-        let (bytes, rest) = self.0.split_at_checked(length)?;
-        self.0 = rest;
+        let (bytes, rest) = self.rest.split_at_checked(length)?;
+        self.rest = rest;
         Some(bytes.into())
     }
 
     fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (array, rest) = self.0.split_first_chunk::<N>()?;
-        self.0 = rest;
+        let (array, rest) = self.rest.split_first_chunk::<N>()?;
+        self.rest = rest;
         Some(*array)
     }
 
@@ -266,7 +306,7 @@ mod tests {
             data: Data::Object,
             lower: true,
         };
-        let changes = vec![
+        let mut changes = vec![
             Change::Inode(7, meta),
             Change::Target(u64::MAX, (*b"../x\xff").into()),
             Change::Parent(8, 1),
@@ -277,15 +317,20 @@ mod tests {
             Change::Xattr(7, (*b"user.a").into(), Some(Box::default())),
             Change::Xattr(7, (*b"user.a").into(), None),
             Change::Origin(3, (*b"usr/bin").into()),
+            Change::Content(4, Content::Bytes((*b"small").into())),
         ];
         let mut record = Vec::new();
         for change in &changes {
             change.encode(&mut record);
         }
-        assert_eq!(decode(&record).collect::<Option<Vec<_>>>().as_deref(), Some(&changes[..]));
+        // The data is the last of the record, and is said to lie there.
+        let stored = Stored { place: 1000 + record.len() as u64 - 5, length: 5 };
+        changes.pop();
+        changes.push(Change::Content(4, Content::Stored(stored)));
+        assert_eq!(decode(&record, 1000).collect::<Option<Vec<_>>>().as_deref(), Some(&changes[..]));
         for cut in 1..record.len() {
             // Whatever is cut off, decoding ends and never panics.
-            let decoded: Vec<_> = decode(&record[..cut]).collect();
+            let decoded: Vec<_> = decode(&record[..cut], 0).collect();
             assert!(decoded.len() <= changes.len());
         }
     }

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
+use nix::fcntl::{FallocateFlags, Flock, copy_file_range, fallocate};
 use nix::sys::stat::{FileStat, fstat, futimens};
 use nix::sys::time::TimeSpec;
 
-use super::change::{Change, Data, Meta};
+use super::change::{Change, Content, Data, Meta, Stored};
+use super::fault::{Point, point};
 use super::journal::Need;
 use super::lower::seek_file;
 use super::objects::disk_bytes;
-use super::state::is_own;
-use super::{Overlay, lock, now};
+use super::{INLINE_BYTES, INLINE_TOTAL_BYTES, Overlay, is_counted, lock, now};
 use crate::index::Timestamp;
 use crate::serve::backend::{Answer, At, SetAttr, SetTime};
 use crate::serve::buffer;
@@ -29,9 +29,9 @@ const COPY_LIMIT: u64 = 64 << 20;
 /// The unit in which space is counted near a quota's limit.
 const BLOCK: u64 = 4096;
 
-/// How long a quota waits for removed files to be let go of: some milliseconds, after which they
-/// must be open somewhere.
-const RELEASE_TRIES: usize = 5;
+/// How long a quota waits for removed files to be let go of: usually under a millisecond, longer on
+/// a busy machine; what lasts longer than this in all is open somewhere.
+const RELEASE_TRIES: usize = 50;
 const RELEASE_WAIT: Duration = Duration::from_millis(2);
 
 /// Reading or writing this much takes long enough for another thread to be woken meanwhile.
@@ -45,6 +45,18 @@ impl Overlay {
         match self.data_of(at.ino)? {
             Data::Empty => Ok(then(&[])),
             Data::Lower => self.lower.read(at, size, then),
+            Data::Inline => {
+                let Some((stored, file)) = self.stored(at.ino)? else {
+                    // It has just grown out of the journal, or was emptied.
+                    return self.read_data(at, size, then);
+                };
+                let length = u64::from(stored.length).saturating_sub(at.offset).min(size.into());
+                buffer::with(length as usize, |buffer| {
+                    let place = stored.place + at.offset;
+                    file.read_exact_at(buffer, place).map_err(|error| errno_of(&error))?;
+                    Ok(then(buffer))
+                })
+            }
             Data::Object => {
                 let file = self.upper()?.objects.file(at.ino)?;
                 if size as usize >= LONG_BYTES {
@@ -62,11 +74,31 @@ impl Overlay {
         match self.data_of(at.ino)? {
             Data::Empty => Err(Errno::ENXIO),
             Data::Lower => self.lower.seek(at, whence),
+            Data::Inline => {
+                let Some((stored, _)) = self.stored(at.ino)? else { return self.seek_data(at, whence) };
+                let length = u64::from(stored.length);
+                match whence {
+                    _ if at.offset >= length => Err(Errno::ENXIO),
+                    libc::SEEK_DATA => Ok(at.offset),
+                    libc::SEEK_HOLE => Ok(length),
+                    _ => Err(Errno::EINVAL),
+                }
+            }
             Data::Object => seek_file(&*self.upper()?.objects.file(at.ino)?, at.offset, whence),
         }
     }
 
     pub(super) fn write_data(&self, at: At, data: &[u8], kill_privileges: bool) -> Answer<u32> {
+        let end = at.offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
+        let place = at.offset as usize..end as usize;
+        let patch = |content: &mut Vec<u8>| {
+            content.resize(content.len().max(place.end), 0);
+            content[place].copy_from_slice(data);
+        };
+        if self.edit_small(at.ino, end, patch)? {
+            self.strip_privileges(at.ino, kill_privileges)?;
+            return Ok(data.len() as u32);
+        }
         let file = self.object(at.ino)?;
         if data.len() >= LONG_BYTES {
             pass();
@@ -85,6 +117,80 @@ impl Overlay {
         self.strip_privileges(at.ino, kill_privileges)?;
         // A request is at most MAX_REQUEST_BYTES long.
         Ok(length as u32)
+    }
+
+    /// Changes the data of a file that is small, and stays so up to `end`; false where it is not.
+    fn edit_small(&self, ino: u64, end: u64, edit: impl FnOnce(&mut Vec<u8>)) -> Answer<bool> {
+        if end > INLINE_BYTES || self.data_of(ino)? == Data::Object {
+            return Ok(false);
+        }
+        let _guard = self.stripe(ino);
+        let base = self.meta(ino)?;
+        let Some(mut content) = self.small_content(ino, &base)? else { return Ok(false) };
+        edit(&mut content);
+        let account = &self.upper()?.account;
+        let length = if account.limits_bytes() { content.len() as u64 } else { 0 };
+        let is_first = !is_counted(ino, base.data);
+        if is_first {
+            self.patiently(|| account.add_inode())?;
+        }
+        let changed = self.patiently(|| account.add_bytes(length)).and_then(|()| {
+            let changed = self.commit(Need::Space, |changes| {
+                changes.inode(ino, base, |meta| {
+                    meta.data = Data::Inline;
+                    meta.mtime = now();
+                    meta.ctime = meta.mtime;
+                });
+                changes.push(Change::Content(ino, Content::Bytes(content.into())));
+                Ok(())
+            });
+            match changed {
+                Ok(()) if account.limits_bytes() => account.settle(ino, length, length),
+                Ok(()) => {}
+                Err(_) => account.remove_bytes(length),
+            }
+            changed
+        });
+        if changed.is_err() && is_first {
+            account.remove_inode();
+        }
+        changed.map(|()| true)
+    }
+
+    /// The data of a small file, wherever it is; None where it is not small, or there is too much
+    /// of the kind. The caller holds the file's stripe.
+    fn small_content(&self, ino: u64, base: &Meta) -> Answer<Option<Vec<u8>>> {
+        if !base.is_file() || self.read_state().inline_bytes() > INLINE_TOTAL_BYTES {
+            return Ok(None);
+        }
+        match base.data {
+            Data::Object => Ok(None),
+            Data::Empty => Ok(Some(Vec::new())),
+            Data::Inline => self.stored_content(ino).map(Some),
+            Data::Lower => {
+                let size = self.lower.attr(ino)?.size;
+                if size > INLINE_BYTES {
+                    return Ok(None);
+                }
+                self.lower.read(At { ino, offset: 0 }, size as u32, |data| Some(data.to_vec()))
+            }
+        }
+    }
+
+    fn stored_content(&self, ino: u64) -> Answer<Vec<u8>> {
+        let (stored, file) = self.stored(ino)?.ok_or(Errno::EIO)?;
+        let mut content = vec![0; stored.length as usize];
+        file.read_exact_at(&mut content, stored.place).map_err(|error| errno_of(&error))?;
+        Ok(content)
+    }
+
+    /// Where a small file's data lies, in a file that stays as it is even if the journal is
+    /// rewritten meanwhile; None where it is there no longer.
+    fn stored(&self, ino: u64) -> Answer<Option<(Stored, Arc<Flock<File>>)>> {
+        let upper = self.upper()?;
+        let state = self.read_state();
+        let stored = state.get(ino).and_then(|inode| inode.stored);
+        Ok(stored.map(|stored| (stored, lock(&upper.journal).reader())))
     }
 
     /// Writes block by block until one takes up more than the quota has left: which blocks of a
@@ -192,6 +298,9 @@ impl Overlay {
             if data_only { file.sync_data() } else { file.sync_all() }.map_err(|error| errno_of(&error))?;
             upper.objects.sync_names()?;
         }
+        if data == Some(Data::Inline) {
+            self.write_state().set_synced(ino, true);
+        }
         let syncer = lock(&upper.journal).syncer();
         syncer.sync()
     }
@@ -249,19 +358,30 @@ impl Overlay {
     }
 
     fn truncate(&self, ino: u64, size: u64) -> Answer<()> {
+        if size > 0 && self.edit_small(ino, size, |content| content.resize(size as usize, 0))? {
+            return Ok(());
+        }
         let guard = self.stripe(ino);
         let base = self.meta(ino)?;
         match (base.data, size) {
             (Data::Empty, 0) => self.mark_modified(ino, base),
-            // Nothing of the lower data is wanted.
-            (Data::Lower, 0) => self.commit(Need::Release, |edit| {
-                edit.inode(ino, base, |meta| {
-                    meta.data = Data::Empty;
-                    meta.mtime = now();
-                    meta.ctime = meta.mtime;
-                });
+            // Nothing of the data is wanted.
+            (Data::Lower | Data::Inline, 0) => {
+                self.commit(Need::Release, |edit| {
+                    edit.inode(ino, base, |meta| {
+                        meta.data = Data::Empty;
+                        meta.mtime = now();
+                        meta.ctime = meta.mtime;
+                    });
+                    Ok(())
+                })?;
+                let account = &self.upper()?.account;
+                account.remove_object(ino);
+                if is_counted(ino, base.data) && !is_counted(ino, Data::Empty) {
+                    account.remove_inode();
+                }
                 Ok(())
-            }),
+            }
             (Data::Object, _) => {
                 drop(guard);
                 let file = self.upper()?.objects.file(ino)?;
@@ -318,24 +438,28 @@ impl Overlay {
         let file = match upper.objects.create(ino) {
             Ok(file) => file,
             Err(errno) => {
-                self.discharge_object(ino, reserved)?;
+                self.discharge_object(ino, &base, reserved)?;
                 return Err(errno);
             }
         };
+        point(Point::ObjectCreated);
         let filled = match base.data {
             Data::Lower => self.fill(ino, &file, &base, limit),
-            _ => Ok(()),
+            Data::Inline => self.fill_from_journal(ino, &file, &base),
+            Data::Empty | Data::Object => Ok(()),
         };
+        point(Point::ObjectFilled);
         let committed = filled.and_then(|()| {
             self.commit(Need::Space, |edit| {
                 edit.inode(ino, base, |meta| meta.data = Data::Object);
                 Ok(())
             })
         });
+        point(Point::ObjectCommitted);
         if committed.is_err() {
             // What cannot be removed now is removed when the upper is opened next.
             let _ = upper.objects.remove(ino);
-            self.discharge_object(ino, reserved)?;
+            self.discharge_object(ino, &base, reserved)?;
         } else {
             self.settle(ino, &file, reserved)?;
         }
@@ -346,7 +470,8 @@ impl Overlay {
     /// layer's, and space for a copy of its data.
     fn charge_object(&self, ino: u64, base: &Meta, limit: u64) -> Answer<u64> {
         let account = &self.upper()?.account;
-        if !is_own(ino) {
+        let is_first = !is_counted(ino, base.data);
+        if is_first {
             self.patiently(|| account.add_inode())?;
         }
         if base.data != Data::Lower || !account.limits_bytes() {
@@ -354,7 +479,7 @@ impl Overlay {
         }
         let bytes = self.lower.attr(ino)?.blocks.saturating_mul(512).min(limit);
         match self.patiently(|| account.reserve_range(0, bytes)) {
-            Err(errno) if !is_own(ino) => {
+            Err(errno) if is_first => {
                 account.remove_inode();
                 Err(errno)
             }
@@ -362,10 +487,10 @@ impl Overlay {
         }
     }
 
-    fn discharge_object(&self, ino: u64, reserved: u64) -> Answer<()> {
+    fn discharge_object(&self, ino: u64, base: &Meta, reserved: u64) -> Answer<()> {
         let account = &self.upper()?.account;
         account.remove_bytes(reserved);
-        if !is_own(ino) {
+        if !is_counted(ino, base.data) {
             account.remove_inode();
         }
         Ok(())
@@ -379,6 +504,20 @@ impl Overlay {
         self.lower.copy_data(ino, file, limit)?;
         set_times(file, Some(base.atime), Some(base.mtime))?;
         if !upper.volatile {
+            file.sync_data().map_err(|error| errno_of(&error))?;
+            upper.objects.sync_names()?;
+        }
+        Ok(())
+    }
+
+    /// Moves a small file's data out of the journal. Where it was synced it must stay so.
+    fn fill_from_journal(&self, ino: u64, file: &File, base: &Meta) -> Answer<()> {
+        let upper = self.upper()?;
+        file.write_all_at(&self.stored_content(ino)?, 0).map_err(|error| errno_of(&error))?;
+        set_times(file, Some(base.atime), Some(base.mtime))?;
+        let synced = self.read_state().get(ino).is_some_and(|inode| inode.synced);
+        if synced && !upper.volatile {
+            pass();
             file.sync_data().map_err(|error| errno_of(&error))?;
             upper.objects.sync_names()?;
         }

@@ -11,7 +11,7 @@
 //! locked while it is open: two servers on one upper would destroy it.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -22,13 +22,18 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::UpperError;
-use super::change::{Change, decode};
+use super::change::{Change, Content, Stored, decode};
+use super::fault::{Point, point};
 use crate::index::xxh64;
+use crate::sys::Mapping;
 
 const NAME: &str = "journal";
 const NEW_NAME: &str = "journal.new";
 const MAGIC: [u8; 8] = *b"HOSTLUPR";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+
+/// As [`VERSION`], but without data of files: it is rewritten when it is opened.
+const VERSION_WITHOUT_CONTENT: u32 = 1;
 const HEADER_SIZE: usize = 32;
 const FRAME_SIZE: usize = 8;
 
@@ -60,6 +65,8 @@ pub(super) struct Journal {
     /// Where reserving is not possible (tmpfs of old, NFS), the reserve is not kept.
     can_reserve: bool,
     fingerprint: u64,
+    /// Written by an older version of this program, which must not meet what this one writes.
+    is_old: bool,
 }
 
 impl Journal {
@@ -87,23 +94,24 @@ impl Journal {
     }
 
     /// Hands every change of an upper's journal to `apply` without opening it for service: neither
-    /// locked nor cut, so that it may be written to meanwhile. False where there is none yet.
+    /// locked nor cut, so that it may be written to meanwhile. Its file, in which data of small
+    /// files lies, or None where there is none yet.
     pub(super) fn read(
         upper: BorrowedFd<'_>,
         fingerprint: u64,
         apply: impl FnMut(Change),
-    ) -> Result<bool, UpperError> {
+    ) -> Result<Option<File>, UpperError> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        let fd = match openat(upper, NAME, flags, Mode::empty()) {
-            Ok(fd) => fd,
-            Err(Errno::ENOENT) => return Ok(false),
+        let file = match openat(upper, NAME, flags, Mode::empty()) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::ENOENT) => return Ok(None),
             Err(errno) => return Err(UpperError::Journal(errno.into())),
         };
-        let mut bytes = Vec::new();
-        File::from(fd).read_to_end(&mut bytes).map_err(UpperError::Journal)?;
+        let bytes = map(&file)?;
         check_header(bytes.first_chunk::<HEADER_SIZE>().ok_or(UpperError::NotAnUpper)?, fingerprint)?;
         apply_records(&bytes, apply);
-        Ok(true)
+        drop(bytes);
+        Ok(Some(file))
     }
 
     fn begin(upper: BorrowedFd<'_>, name: &str, fingerprint: u64) -> Result<Self, UpperError> {
@@ -118,20 +126,29 @@ impl Journal {
             reserved: 0,
             can_reserve: true,
             fingerprint,
+            is_old: false,
         })
     }
 
     fn replay(file: Flock<File>, fingerprint: u64, apply: impl FnMut(Change)) -> Result<Self, UpperError> {
-        let mut bytes = Vec::new();
-        (&*file).read_to_end(&mut bytes).map_err(UpperError::Journal)?;
+        let bytes = map(&file)?;
         let found = bytes.first_chunk::<HEADER_SIZE>().ok_or(UpperError::NotAnUpper)?;
-        check_header(found, fingerprint)?;
+        let is_old = check_header(found, fingerprint)?;
         let at = apply_records(&bytes, apply);
         // A record that was being written when the server died: its request got no answer.
-        if at < bytes.len() {
+        let is_whole = at == bytes.len();
+        drop(bytes);
+        if !is_whole {
             file.set_len(at as u64).map_err(UpperError::Journal)?;
         }
-        Ok(Self { file: Arc::new(file), length: at as u64, reserved: 0, can_reserve: true, fingerprint })
+        Ok(Self {
+            file: Arc::new(file),
+            length: at as u64,
+            reserved: 0,
+            can_reserve: true,
+            fingerprint,
+            is_old,
+        })
     }
 
     /// Bytes in the journal.
@@ -139,17 +156,26 @@ impl Journal {
         self.length
     }
 
-    /// Writes one record.
-    pub(super) fn append(&mut self, changes: &[Change], need: Need) -> Result<(), Errno> {
+    pub(super) fn is_old(&self) -> bool {
+        self.is_old
+    }
+
+    /// Writes one record. Data of files among the changes is then where they say.
+    pub(super) fn append(&mut self, changes: &mut [Change], need: Need) -> Result<(), Errno> {
         let mut frame = vec![0; FRAME_SIZE];
         for change in changes {
             change.encode(&mut frame);
+            store(change, self.length + frame.len() as u64);
         }
         if frame.len() > MAX_RECORD {
             return Err(Errno::ENOSPC);
         }
         seal(&mut frame, self.length);
         self.reserve(frame.len() as u64, need)?;
+        if cfg!(feature = "fault-points") {
+            let _ = self.file.write_all_at(&frame[..frame.len() / 2], self.length);
+            point(Point::RecordHalf);
+        }
         if let Err(error) = self.file.write_all_at(&frame, self.length) {
             // Half a record would end the journal for all that come after it. If this fails too,
             // the next record overwrites it.
@@ -158,6 +184,7 @@ impl Journal {
             return Err(errno_of(&error));
         }
         self.length += frame.len() as u64;
+        point(Point::RecordWritten);
         Ok(())
     }
 
@@ -179,27 +206,40 @@ impl Journal {
         Ok(())
     }
 
+    /// The file, in which data of small files lies until the journal is rewritten; this descriptor
+    /// of it stays good.
+    pub(super) fn reader(&self) -> Arc<Flock<File>> {
+        Arc::clone(&self.file)
+    }
+
     /// The file, to be synced without holding up who appends.
     pub(super) fn syncer(&self) -> Syncer {
         Syncer(Arc::clone(&self.file))
     }
 
     /// Replaces the journal by one that holds just `records`, durable before it takes the old
-    /// one's place.
+    /// one's place. Tells where data of files lies then.
     pub(super) fn rewrite(
         &mut self,
         upper: BorrowedFd<'_>,
         records: impl Iterator<Item = Vec<Change>>,
-    ) -> Result<(), UpperError> {
+    ) -> Result<Vec<(u64, Stored)>, UpperError> {
         /// Records written at once.
         const BATCH: usize = 1 << 20;
         let mut new = Self::begin(upper, NEW_NAME, self.fingerprint)?;
+        point(Point::RewriteBegun);
         let mut batch = Vec::with_capacity(BATCH);
-        for changes in records {
+        let mut moved = Vec::new();
+        for mut changes in records {
             let start = batch.len();
             batch.extend_from_slice(&[0; FRAME_SIZE]);
-            for change in &changes {
+            for change in &mut changes {
+                self.fetch(change)?;
                 change.encode(&mut batch);
+                store(change, new.length + batch.len() as u64);
+                if let Change::Content(ino, Content::Stored(stored)) = change {
+                    moved.push((*ino, *stored));
+                }
             }
             seal(&mut batch[start..], new.length + start as u64);
             if batch.len() >= BATCH {
@@ -211,9 +251,33 @@ impl Journal {
         new.file.write_all_at(&batch, new.length).map_err(UpperError::Journal)?;
         new.length += batch.len() as u64;
         new.file.sync_data().map_err(UpperError::Journal)?;
+        point(Point::RewriteFilled);
         renameat(upper, NEW_NAME, upper, NAME).map_err(|errno| UpperError::Journal(errno.into()))?;
+        point(Point::RewriteRenamed);
         *self = new;
+        Ok(moved)
+    }
+
+    /// Reads the data that a change says lies here.
+    fn fetch(&self, change: &mut Change) -> Result<(), UpperError> {
+        if let Change::Content(_, content) = change
+            && let Content::Stored(stored) = *content
+        {
+            let mut bytes = vec![0; stored.length as usize];
+            self.file.read_exact_at(&mut bytes, stored.place).map_err(UpperError::Journal)?;
+            *content = Content::Bytes(bytes.into());
+        }
         Ok(())
+    }
+}
+
+/// Turns data that has just been encoded, up to `end`, into the place where it will lie.
+fn store(change: &mut Change, end: u64) {
+    if let Change::Content(_, content) = change
+        && let Content::Bytes(bytes) = content
+    {
+        let length = bytes.len() as u32;
+        *content = Content::Stored(Stored { place: end - u64::from(length), length });
     }
 }
 
@@ -245,14 +309,17 @@ fn header(fingerprint: u64) -> [u8; HEADER_SIZE] {
     header
 }
 
-fn check_header(found: &[u8; HEADER_SIZE], fingerprint: u64) -> Result<(), UpperError> {
+/// Checks who wrote a journal, and over what; true for one of the older version.
+fn check_header(found: &[u8; HEADER_SIZE], fingerprint: u64) -> Result<bool, UpperError> {
     if found[..8] != MAGIC {
         return Err(UpperError::NotAnUpper);
     }
-    if found[8..12] != VERSION.to_le_bytes() {
+    let is_old = found[8..12] == VERSION_WITHOUT_CONTENT.to_le_bytes();
+    if !is_old && found[8..12] != VERSION.to_le_bytes() {
         return Err(UpperError::Version);
     }
     let mut expected = header(0);
+    expected[8..12].copy_from_slice(&found[8..12]);
     expected[16..24].copy_from_slice(&found[16..24]);
     let checksum = xxh64(&expected[..24]);
     if found[24..] != checksum.to_le_bytes() {
@@ -261,7 +328,7 @@ fn check_header(found: &[u8; HEADER_SIZE], fingerprint: u64) -> Result<(), Upper
     if found[16..24] != fingerprint.to_le_bytes() {
         return Err(UpperError::OtherLower);
     }
-    Ok(())
+    Ok(is_old)
 }
 
 /// Fills in length and checksum of a record that lies at `place`. The place is part of the
@@ -278,11 +345,20 @@ fn checksum(payload: &[u8], place: u64) -> u32 {
     (mixed ^ mixed >> 32) as u32
 }
 
+/// Maps a journal instead of reading it: it may be long, and the data of small files in it is not
+/// needed now. What is cut off meanwhile reads as zeros, which no record is.
+fn map(file: &File) -> Result<Mapping, UpperError> {
+    let length = file.metadata().map_err(UpperError::Journal)?.len();
+    let length = usize::try_from(length).map_err(|_| UpperError::NotAnUpper)?;
+    Mapping::new(file, length).map_err(UpperError::Journal)
+}
+
 /// Hands the changes of all whole records to `apply`, and says where they end.
 fn apply_records(bytes: &[u8], mut apply: impl FnMut(Change)) -> usize {
     let mut at = HEADER_SIZE;
     while let Some(payload) = record(bytes, at) {
-        let Some(changes) = decode(payload).collect::<Option<Vec<_>>>() else { break };
+        let place = (at + FRAME_SIZE) as u64;
+        let Some(changes) = decode(payload, place).collect::<Option<Vec<_>>>() else { break };
         changes.into_iter().for_each(&mut apply);
         at += FRAME_SIZE + payload.len();
     }

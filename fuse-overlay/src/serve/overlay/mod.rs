@@ -9,6 +9,9 @@
 //! objects/<inode>    the data of each changed regular file, mode 0600, the caller's own
 //! ```
 //!
+//! The data of a small file is in the journal too: making, syncing and removing one is then one
+//! append, which takes effect as a whole, and no file of the filesystem below.
+//!
 //! An inode keeps its number whatever happens to it: a lower file that is changed keeps the lower
 //! node's, so hard links stay together over a copy-up, an open file and `st_ino` never notice
 //! one, and renaming a directory of any size moves one name. Owners, modes, device numbers and
@@ -25,6 +28,7 @@
 mod acl;
 mod change;
 mod data;
+mod fault;
 mod journal;
 mod lower;
 mod names;
@@ -44,6 +48,7 @@ use nix::errno::Errno;
 use nix::sys::statvfs::fstatvfs;
 
 use self::change::{Change, Data, Meta};
+use self::fault::Point;
 use self::journal::{Journal, Need};
 use self::lower::Child;
 pub(super) use self::lower::LowerFs;
@@ -65,7 +70,14 @@ const STRIPES: usize = 64;
 const ADDED_PLACES: u64 = 1 << 40;
 
 /// A journal is rewritten when it is larger than this and mostly made of what no longer holds.
-const REWRITE_BYTES: u64 = 16 << 20;
+const REWRITE_BYTES: u64 = if cfg!(feature = "fault-points") { 64 << 10 } else { 16 << 20 };
+
+/// The largest file whose data is kept in the journal. A write to one writes all of it again.
+const INLINE_BYTES: u64 = 16 << 10;
+
+/// Data of small files in all. What is more goes to objects, so that a journal is quickly read
+/// and rewritten.
+const INLINE_TOTAL_BYTES: u64 = 64 << 20;
 
 /// Bytes of journal for one inode with its name, roughly.
 const BYTES_PER_INODE: u64 = 256;
@@ -168,10 +180,13 @@ impl Overlay {
             }
         }
         self.adopt(&mut state);
+        state.set_live();
         take_stock(upper, &state).map_err(|errno| UpperError::Objects(errno.into()))?;
         let mut journal = lock(&upper.journal);
-        if journal.length() > self.rewrite_at(&state) {
-            journal.rewrite(upper.directory.as_fd(), state.snapshot())?;
+        if journal.is_old() || journal.length() > self.rewrite_at(&state) {
+            for (ino, stored) in journal.rewrite(upper.directory.as_fd(), state.snapshot())? {
+                state.set_stored(ino, Some(stored));
+            }
         }
         Ok(())
     }
@@ -224,13 +239,16 @@ impl Overlay {
             self.add_origins(&state, &mut changes);
         }
         let mut journal = lock(&upper.journal);
-        journal.append(&changes, need)?;
+        journal.append(&mut changes, need)?;
         for change in changes {
             state.apply(change);
         }
         if journal.length() > self.rewrite_at(&state) {
             // If it fails, the journal goes on as it is.
-            let _ = journal.rewrite(upper.directory.as_fd(), state.snapshot());
+            let moved = journal.rewrite(upper.directory.as_fd(), state.snapshot()).unwrap_or_default();
+            for (ino, stored) in moved {
+                state.set_stored(ino, Some(stored));
+            }
         }
         Ok(())
     }
@@ -249,7 +267,8 @@ impl Overlay {
 
     /// The length at which rewriting the journal pays.
     fn rewrite_at(&self, state: &State) -> u64 {
-        REWRITE_BYTES.max(REWRITE_FACTOR * BYTES_PER_INODE * state.len() as u64)
+        let held = BYTES_PER_INODE * state.len() as u64 + state.inline_bytes() / 2;
+        REWRITE_BYTES.max(REWRITE_FACTOR * held)
     }
 
     /// An inode's attributes as the overlay would keep them: its own, or made from the lower
@@ -262,21 +281,21 @@ impl Overlay {
     }
 
     fn attr(&self, ino: u64) -> Answer<Attr> {
-        let (meta, link) = {
+        let (meta, size) = {
             let state = self.read_state();
             match state.get(ino) {
-                Some(inode) => (inode.meta, link_length(&inode.content)),
+                Some(inode) => (inode.meta, inode.known_size()),
                 None => {
                     drop(state);
                     return self.lower.attr(ino);
                 }
             }
         };
-        self.attr_with(ino, &meta, link)
+        self.attr_with(ino, &meta, size)
     }
 
     /// Attributes of an inode that the overlay keeps.
-    fn attr_with(&self, ino: u64, meta: &Meta, link: Option<u64>) -> Answer<Attr> {
+    fn attr_with(&self, ino: u64, meta: &Meta, size: Option<u64>) -> Answer<Attr> {
         let mut attr = Attr {
             ino,
             mode: meta.mode,
@@ -284,7 +303,7 @@ impl Overlay {
             uid: meta.uid,
             gid: meta.gid,
             rdev: meta.rdev,
-            size: link.unwrap_or(0),
+            size: size.unwrap_or(0),
             blocks: 0,
             atime: meta.atime,
             mtime: meta.mtime,
@@ -300,7 +319,8 @@ impl Overlay {
                 attr.ctime = meta.ctime.max(stamp(status.st_ctime, status.st_ctime_nsec));
             }
             Data::Lower if meta.is_directory() => attr.size = 4096,
-            Data::Lower if meta.lower && link.is_none() => {
+            Data::Inline => attr.blocks = attr.size.div_ceil(512),
+            Data::Lower if meta.lower && size.is_none() => {
                 let lower = self.lower.attr(ino)?;
                 (attr.size, attr.blocks) = (lower.size, lower.blocks);
             }
@@ -316,12 +336,12 @@ impl Overlay {
 
     /// The answer that names `ino`; counts the kernel's new reference.
     fn entry(&self, ino: u64, entry_ttl: Duration) -> Answer<Entry> {
-        let (meta, link) = {
+        let (meta, size) = {
             let state = self.read_state();
             let inode = state.get(ino).ok_or(Errno::ESTALE)?;
-            (inode.meta, link_length(&inode.content))
+            (inode.meta, inode.known_size())
         };
-        let attr = self.attr_with(ino, &meta, link)?;
+        let attr = self.attr_with(ino, &meta, size)?;
         Ok(Entry { attr, generation: 0, entry_ttl, attr_ttl: self.attr_ttl(&meta) })
     }
 
@@ -329,10 +349,10 @@ impl Overlay {
     fn lower_entry(&self, child: Child) -> Answer<Entry> {
         let Child { attr, generation } = child;
         let entry_ttl = self.lower.ttl();
-        let known = self.read_state().get(attr.ino).map(|inode| inode.meta);
+        let known = self.read_state().get(attr.ino).map(|inode| (inode.meta, inode.known_size()));
         match known {
-            Some(meta) => {
-                let attr = self.attr_with(attr.ino, &meta, None)?;
+            Some((meta, size)) => {
+                let attr = self.attr_with(attr.ino, &meta, size)?;
                 Ok(Entry { attr, generation, entry_ttl, attr_ttl: self.attr_ttl(&meta) })
             }
             None => Ok(Entry { attr, generation, entry_ttl, attr_ttl: self.lower.ttl() }),
@@ -454,28 +474,36 @@ impl Overlay {
         let Some(inode) = state.remove(ino) else { return };
         drop(state);
         let Some(upper) = &self.upper else { return };
-        let has_object = inode.meta.data == Data::Object;
-        if has_object {
+        fault::point(Point::InodeDropped);
+        if inode.meta.data == Data::Object {
             // One that cannot be removed now is removed when the upper is opened next.
             let _ = upper.objects.remove(ino);
-            upper.account.remove_object(ino);
         }
-        if state::is_own(ino) || has_object {
+        upper.account.remove_object(ino);
+        if is_counted(ino, inode.meta.data) {
             upper.account.remove_inode();
         }
         upper.account.remove_bytes(inode.extra_bytes());
     }
 }
 
+/// Whether an inode counts as one of the upper: it was made here, or its data is.
+fn is_counted(ino: u64, data: Data) -> bool {
+    state::is_own(ino) || matches!(data, Data::Object | Data::Inline)
+}
+
 /// Counts what an upper takes up already.
 fn take_stock(upper: &Upper, state: &State) -> Answer<()> {
-    let counted =
-        state.inodes().filter(|(ino, inode)| state::is_own(*ino) || inode.meta.data == Data::Object);
+    let counted = state.inodes().filter(|(ino, inode)| is_counted(*ino, inode.meta.data));
     upper.account.count_inodes(counted.count() as u64);
     upper.account.count_bytes(state.inodes().map(|(_, inode)| inode.extra_bytes()).sum());
     if upper.account.limits_bytes() {
-        for (ino, _) in state.inodes().filter(|(_, inode)| inode.meta.data == Data::Object) {
-            upper.account.settle(ino, upper.objects.bytes(ino)?, 0);
+        for (ino, inode) in state.inodes() {
+            match (inode.meta.data, inode.stored) {
+                (Data::Object, _) => upper.account.settle(ino, upper.objects.bytes(ino)?, 0),
+                (_, Some(stored)) => upper.account.settle(ino, stored.length.into(), 0),
+                _ => {}
+            }
         }
     }
     Ok(())
@@ -496,6 +524,8 @@ impl Backend for Overlay {
             changes_underneath: self.lower.changes_underneath(),
             no_xattrs: self.upper.is_none() && !self.lower.has_xattrs(),
             writable: self.upper.is_some(),
+            writeback: !self.lower.changes_underneath()
+                && self.upper.as_ref().is_some_and(|upper| !upper.account.limits_bytes()),
             negative_ttl: self.lower.ttl(),
         }
     }
@@ -675,13 +705,6 @@ fn meta_of(attr: &Attr) -> Meta {
         ctime: attr.ctime,
         data: Data::Lower,
         lower: true,
-    }
-}
-
-fn link_length(content: &Content) -> Option<u64> {
-    match content {
-        Content::Symlink(target) => Some(target.len() as u64),
-        _ => None,
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
@@ -72,6 +73,8 @@ pub(crate) struct Snapshot {
     lower: LowerFs,
     state: State,
     objects: Option<OwnedFd>,
+    /// Data of small files lies in it.
+    journal: Option<File>,
 }
 
 /// Where the data of a regular file is.
@@ -79,19 +82,21 @@ pub(crate) struct Snapshot {
 pub(crate) enum Source<'a> {
     Empty,
     Object(File),
+    Bytes(Vec<u8>),
     Lower(&'a Snapshot, u64),
 }
 
 impl Snapshot {
     /// The lower layer alone.
     pub(in crate::serve) fn lower_only(lower: LowerFs) -> Self {
-        Self { lower, state: State::new(), objects: None }
+        Self { lower, state: State::new(), objects: None, journal: None }
     }
 
     /// Reads an upper; one that was never written to is as good as an empty one.
     pub(in crate::serve) fn open(lower: LowerFs, upper: BorrowedFd<'_>) -> Result<Self, UpperError> {
         let mut state = State::new();
-        if !Journal::read(upper, lower.fingerprint(), |change| state.apply(change))? {
+        let journal = Journal::read(upper, lower.fingerprint(), |change| state.apply(change))?;
+        if journal.is_none() {
             return Ok(Self::lower_only(lower));
         }
         let nameless: Vec<u64> =
@@ -107,7 +112,7 @@ impl Snapshot {
         }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let objects = openat(upper, objects::DIRECTORY, flags, Mode::empty()).ok();
-        Ok(Self { lower, state, objects })
+        Ok(Self { lower, state, objects, journal })
     }
 
     pub(crate) fn lower_facts(&self, ino: u64) -> Answer<Facts> {
@@ -192,6 +197,7 @@ impl Snapshot {
                     facts.mtime = stamp(status.st_mtime, status.st_mtime_nsec);
                 }
             }
+            (_, Data::Inline) => facts.size = inode.known_size().unwrap_or(0),
             (_, Data::Lower) if meta.lower && !meta.is_directory() => {
                 facts.size = self.lower.attr(ino)?.size;
             }
@@ -227,6 +233,13 @@ impl Snapshot {
         match self.state.get(ino).map_or(Data::Lower, |inode| inode.meta.data) {
             Data::Empty => Ok(Source::Empty),
             Data::Lower => Ok(Source::Lower(self, ino)),
+            Data::Inline => {
+                let stored = self.state.get(ino).and_then(|inode| inode.stored).ok_or(Errno::EIO)?;
+                let mut data = vec![0; stored.length as usize];
+                let journal = self.journal.as_ref().ok_or(Errno::EIO)?;
+                journal.read_exact_at(&mut data, stored.place).map_err(|_| Errno::EIO)?;
+                Ok(Source::Bytes(data))
+            }
             Data::Object => {
                 let Some(directory) = &self.objects else { return Ok(Source::Empty) };
                 let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -281,6 +294,12 @@ impl crate::archive::Content for Source<'_> {
         match self {
             Source::Empty => Ok(0),
             Source::Object(file) => Ok(read_full(file, buffer, offset)?),
+            Source::Bytes(data) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(data.len());
+                let length = buffer.len().min(data.len() - start);
+                buffer[..length].copy_from_slice(&data[start..start + length]);
+                Ok(length)
+            }
             Source::Lower(snapshot, ino) => {
                 let size = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
                 let copy = |data: &[u8]| {
@@ -296,6 +315,9 @@ impl crate::archive::Content for Source<'_> {
         let seek = |offset, whence| match self {
             Source::Empty => Err(Errno::ENXIO),
             Source::Object(file) => seek_file(file.as_fd(), offset, whence),
+            Source::Bytes(data) if offset >= data.len() as u64 => Err(Errno::ENXIO),
+            Source::Bytes(_) if whence == libc::SEEK_DATA => Ok(offset),
+            Source::Bytes(data) => Ok(data.len() as u64),
             Source::Lower(snapshot, ino) => snapshot.lower.seek(At { ino: *ino, offset }, whence),
         };
         match seek(offset, libc::SEEK_DATA) {

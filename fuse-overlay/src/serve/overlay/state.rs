@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::change::{Change, EntryState, Meta};
+use super::change::{self, Change, Data, EntryState, Meta, Stored};
 use crate::index::tree::Name;
 
 /// Inode numbers of the overlay's own begin here: above every node of an index, below those that
@@ -28,6 +28,10 @@ pub(super) struct State {
     next: AtomicU64,
     /// How many of the inodes have no name.
     nameless: usize,
+    /// Bytes of small files in the journal.
+    inline_bytes: u64,
+    /// What is applied now is new, and not what an earlier session left.
+    live: bool,
 }
 
 #[derive(Debug)]
@@ -40,6 +44,10 @@ pub(super) struct Inode {
     pub lookups: AtomicU64,
     /// Where the lower node lies, if paths identify nodes.
     pub origin: Option<Box<[u8]>>,
+    /// Where the data of a small file lies in the journal.
+    pub stored: Option<Stored>,
+    /// Its data was synced once, so it must be durable wherever it goes.
+    pub synced: bool,
     /// Made without a name (`O_TMPFILE`) and not given one yet.
     pub unnamed: bool,
 }
@@ -128,7 +136,13 @@ impl Directory {
 
 impl State {
     pub(super) fn new() -> Self {
-        Self { inodes: HashMap::new(), next: AtomicU64::new(FIRST_OWN), nameless: 0 }
+        Self {
+            inodes: HashMap::new(),
+            next: AtomicU64::new(FIRST_OWN),
+            nameless: 0,
+            inline_bytes: 0,
+            live: false,
+        }
     }
 
     pub(super) fn get(&self, ino: u64) -> Option<&Inode> {
@@ -196,6 +210,9 @@ impl State {
                     inode.origin = Some(path);
                 }
             }
+            Change::Content(ino, change::Content::Stored(stored)) => self.set_stored(ino, Some(stored)),
+            // The journal says where it lies before anything is applied.
+            Change::Content(_, change::Content::Bytes(_)) => {}
         }
     }
 
@@ -203,6 +220,7 @@ impl State {
     pub(super) fn remove(&mut self, ino: u64) -> Option<Inode> {
         let removed = self.inodes.remove(&ino)?;
         self.nameless -= usize::from(removed.meta.nlink == 0);
+        self.inline_bytes -= removed.stored.map_or(0, |stored| u64::from(stored.length));
         Some(removed)
     }
 
@@ -221,12 +239,41 @@ impl State {
             xattrs: None,
             lookups: AtomicU64::new(0),
             origin: None,
+            stored: None,
+            // What an earlier session left may have been; what a lower layer has is.
+            synced: !self.live || !is_own(ino),
             unnamed: false,
         });
         // A new inode has not been counted yet: what it was made with is what it gets.
         self.nameless -= usize::from(!is_new && inode.meta.nlink == 0);
         self.nameless += usize::from(meta.nlink == 0);
         inode.meta = meta;
+        if meta.data != Data::Inline && inode.stored.is_some() {
+            self.set_stored(ino, None);
+        }
+    }
+
+    /// Says where a small file's data lies now.
+    pub(super) fn set_stored(&mut self, ino: u64, stored: Option<Stored>) {
+        let Some(inode) = self.inodes.get_mut(&ino) else { return };
+        let length = |stored: Option<Stored>| stored.map_or(0, |stored| u64::from(stored.length));
+        self.inline_bytes = self.inline_bytes - length(inode.stored) + length(stored);
+        inode.stored = stored;
+    }
+
+    /// Ends the replay.
+    pub(super) fn set_live(&mut self) {
+        self.live = true;
+    }
+
+    pub(super) fn inline_bytes(&self) -> u64 {
+        self.inline_bytes
+    }
+
+    pub(super) fn set_synced(&mut self, ino: u64, synced: bool) {
+        if let Some(inode) = self.inodes.get_mut(&ino) {
+            inode.synced = synced;
+        }
     }
 
     /// Says that an inode without a name may be given one.
@@ -254,6 +301,15 @@ impl State {
 }
 
 impl Inode {
+    /// The size, where it is known without looking at a file.
+    pub(super) fn known_size(&self) -> Option<u64> {
+        match (&self.content, self.stored) {
+            (Content::Symlink(target), _) => Some(target.len() as u64),
+            (_, Some(stored)) => Some(stored.length.into()),
+            _ => None,
+        }
+    }
+
     /// Bytes of what is kept beyond the attributes: link target and xattrs.
     pub(super) fn extra_bytes(&self) -> u64 {
         let target = match &self.content {
@@ -271,6 +327,8 @@ impl Inode {
 
     fn changes(&self, ino: u64) -> Vec<Change> {
         let mut changes = vec![Change::Inode(ino, self.meta)];
+        let stored = self.stored.map(change::Content::Stored);
+        changes.extend(stored.map(|content| Change::Content(ino, content)));
         changes.extend(self.origin.clone().map(|path| Change::Origin(ino, path)));
         match &self.content {
             Content::Plain => {}
