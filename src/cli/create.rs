@@ -158,7 +158,7 @@ fn engine_error(error: impl std::error::Error + 'static) -> CliError {
 }
 
 /// Removes what a killed command left; best effort, the next command tries again.
-fn sweep(containers: &Containers) {
+pub(super) fn sweep(containers: &Containers) {
     let Ok(leftovers) = containers.leftovers() else { return };
     if leftovers.is_empty() {
         return;

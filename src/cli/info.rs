@@ -10,6 +10,7 @@ use super::{CliError, Context, Exit, Outcome};
 use crate::sandbox::idmap::{Facts, Method, choose};
 use crate::store::Store;
 use crate::store::containers::{Containers, Status};
+use crate::supervisor::materialise;
 
 /// Display system-wide information
 #[derive(clap::Args, Debug)]
@@ -54,6 +55,7 @@ fn gather(ctx: &Context) -> Result<Value, CliError> {
         ),
         Method::SingleId { reason } => ("one id".to_owned(), reason.clone()),
     };
+    let [root, root_reason, write, write_reason] = modes(ctx);
     let uname = nix::sys::utsname::uname()?;
     let setting = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
     Ok(json!({
@@ -86,7 +88,10 @@ fn gather(ctx: &Context) -> Result<Value, CliError> {
                 "usable" => "a TUN device",
                 _ => "a veth pair with a packet socket, as there is no TUN device: the same features, at less speed",
             },
-            "WriteMode": "hybrid: the kernel's overlayfs over the built-in FUSE filesystem, where the kernel allows it; else pure",
+            "RootMode": root,
+            "RootModeReason": root_reason,
+            "WriteMode": write,
+            "WriteModeReason": write_reason,
             "HybridLimits": HYBRID_LIMITS,
             "Limits": "memory, CPU and pids limits are not enforced: cgroups are not delegated to this version",
             "PingGroupRange": setting("/proc/sys/net/ipv4/ping_group_range"),
@@ -96,11 +101,33 @@ fn gather(ctx: &Context) -> Result<Value, CliError> {
     }))
 }
 
+/// How images are read and containers written here, each with the reason why it is not the usual way.
+fn modes(ctx: &Context) -> [String; 4] {
+    let overlay = materialise::try_overlay(&ctx.root).err().unwrap_or_default();
+    let fuse = materialise::reason().unwrap_or_default();
+    let (root, write) = match (fuse.is_empty(), overlay.is_empty()) {
+        (true, true) => ("packed layers, served over FUSE; hot and large files from plain files", HYBRID),
+        (true, false) => ("packed layers, served over FUSE", "pure: the built-in FUSE filesystem alone"),
+        (false, true) => {
+            ("materialised: images are written out to directories, once for all containers", HYBRID)
+        }
+        (false, false) => (
+            "materialised: images are written out to directories",
+            "copy: each container has one of its image",
+        ),
+    };
+    [root.to_owned(), fuse, write.to_owned(), overlay]
+}
+
+const HYBRID: &str = "hybrid: the kernel's overlayfs over the image";
+
 /// What the kernel imposes on the hybrid write mode.
-const HYBRID_LIMITS: [&str; 3] = [
+const HYBRID_LIMITS: [&str; 5] = [
     "renaming a directory of the image gives EXDEV (programs copy instead)",
     "hard links of the image part when one of them is written to",
     "a file's inode number changes when it is first written to",
+    "the writable layer has no quota (write=pure has)",
+    "directories that hold changed or native files have a link count of 1",
 ];
 
 fn device(path: &str) -> String {
@@ -152,7 +179,10 @@ fn text(object: &Value) -> String {
         ("FUSE Device", "FuseDevice"),
         ("TUN Device", "TunDevice"),
         ("Network Link", "NetworkLink"),
+        ("Image Mode", "RootMode"),
+        (" Reason", "RootModeReason"),
         ("Write Mode", "WriteMode"),
+        (" Reason", "WriteModeReason"),
         (" What hybrid cannot do", "HybridLimits"),
         ("Resource Limits", "Limits"),
         ("Ping Group Range", "PingGroupRange"),

@@ -4,6 +4,7 @@ use super::images::{image_error, uses};
 use super::{Context, Exit, Outcome};
 use crate::image::{self, ImageError};
 use crate::store::Store;
+use crate::store::containers::Containers;
 
 /// Remove one or more images
 #[derive(clap::Args, Debug)]
@@ -38,6 +39,8 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
             }
         }
     }
+    // What was written out of the images may belong to subordinate ids.
+    super::create::sweep(&Containers::new(&ctx.root));
     for error in errors {
         eprintln!("{}", error.render());
     }

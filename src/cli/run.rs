@@ -134,6 +134,9 @@ pub fn start(
     mut saved: Saved,
     attach: Option<Attach>,
 ) -> Result<(Client, Option<std::os::fd::OwnedFd>), CliError> {
+    if let Some(notice) = supervisor::notice(containers, &saved) {
+        eprintln!("NOTE: {notice}");
+    }
     for attempt in 0.. {
         let lock = lock(containers, record)?;
         let Launched { keeper, stream } =
@@ -143,7 +146,7 @@ pub fn start(
             Some(Reply::Started { .. }) => return Ok((keeper, stream)),
             Some(Reply::Failed(failure)) => {
                 if failure.stage == Stage::Overlay && saved.write_mode == WriteMode::Auto && attempt == 0 {
-                    saved.write_mode = WriteMode::Pure;
+                    saved.write_mode = supervisor::without_overlay(&saved);
                     continue;
                 }
                 return Err(failed(&failure));

@@ -104,6 +104,9 @@ pub enum WriteMode {
     Hybrid,
     /// The FUSE server is the whole overlay.
     Pure,
+    /// A copy of the image of the container's own: where neither FUSE nor the kernel's overlayfs is
+    /// to be had. Never asked for, only fallen back to.
+    Copy,
 }
 
 /// A limit on the writable layer, which only the pure mode can keep.

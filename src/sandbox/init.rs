@@ -43,6 +43,10 @@ pub enum RootKind {
     Hybrid,
     /// The FUSE mount alone, writable.
     Pure,
+    /// The kernel's overlayfs over the image written out as a directory.
+    Materialised,
+    /// A directory of the container's own with the whole image in it.
+    Copy,
 }
 
 /// Everything that init needs; it gets a copy of it with the rest of the keeper's memory.
@@ -58,6 +62,8 @@ pub struct Enter<'a> {
     pub root_point: &'a Path,
     /// Files of the image that are read from here and not from the server, in hybrid mode.
     pub native: Option<&'a Path>,
+    /// The image written out, where it is used without FUSE.
+    pub tree: Option<&'a Path>,
     /// Directory of the writable layer.
     pub local_dir: &'a Path,
     /// How the root is made.
@@ -255,29 +261,39 @@ fn mount_root(enter: &Enter<'_>) -> Staged<Root> {
     // Nothing that is mounted here may reach the machine, nor the other way round.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .during(stage, || "cannot make the mounts private".into())?;
-    let (lower, root) = (enter.lower_point.to_owned(), enter.root_point.to_owned());
-    let (point, read_only) = match enter.root_kind {
-        RootKind::Hybrid => (&lower, true),
-        RootKind::Pure => (&root, false),
-    };
+    let root = enter.root_point;
+    match (enter.root_kind, enter.tree) {
+        (RootKind::Hybrid, _) => {
+            mount_fuse(enter, enter.lower_point, true)?;
+            mount_overlay(enter, enter.lower_point)?;
+        }
+        (RootKind::Pure, _) => mount_fuse(enter, root, false)?,
+        (RootKind::Materialised, Some(tree)) => mount_overlay(enter, tree)?,
+        (RootKind::Copy, Some(tree)) => mount(Some(tree), root, none, MsFlags::MS_BIND, none)
+            .during(stage, || "cannot mount the container's copy of its image".into())?,
+        (RootKind::Materialised | RootKind::Copy, None) => {
+            return Err(Failure::plain(stage, "the image was not written out"));
+        }
+    }
+    let opened = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .during(stage, || "cannot open the container's root".into())?;
+    Ok(Root::new(opened))
+}
+
+fn mount_fuse(enter: &Enter<'_>, point: &Path, read_only: bool) -> Staged<()> {
+    let stage = Stage::Fuse;
     let failed = |error: fuse_mount::MountError| Failure::plain(stage, chain(&error));
     let device = fuse_mount::open_device().map_err(failed)?;
     let options =
         fuse_mount::MountOptions { read_only, uid: enter.ids.0, gid: enter.ids.1, source: "hostel".into() };
     fuse_mount::mount(device.as_fd(), point, &options).map_err(failed)?;
     send(enter.server.as_fd(), &[message::FUSE], Some(device.as_fd()))?;
-    if enter.root_kind == RootKind::Hybrid {
-        let upper = enter.local_dir.join("upper");
-        let work = enter.local_dir.join("work");
-        match_root(&lower, &upper)?;
-        mount_overlay(enter, &lower, &upper, &work)?;
-    }
-    let opened = open(&root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-        .during(stage, || "cannot open the container's root".into())?;
-    Ok(Root::new(opened))
+    Ok(())
 }
 
-fn mount_overlay(enter: &Enter<'_>, lower: &Path, upper: &Path, work: &Path) -> Staged<()> {
+fn mount_overlay(enter: &Enter<'_>, lower: &Path) -> Staged<()> {
+    let (upper, work) = (&enter.local_dir.join("upper"), &enter.local_dir.join("work"));
+    match_root(lower, upper)?;
     let parts =
         fuse_mount::OverlayMount { lower, native: enter.native, upper, work, volatile: enter.volatile };
     let mounted = fuse_mount::mount_overlay(parts, enter.root_point).or_else(|error| match enter.native {

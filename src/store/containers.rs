@@ -283,6 +283,22 @@ impl Containers {
         Ok(())
     }
 
+    /// A new directory beside the containers for something that is renamed into its place when it is
+    /// whole. A kill leaves it to be swept like a half made container, which may belong to
+    /// subordinate ids too.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn stage_tree(&self) -> io::Result<StagedTree> {
+        let random = ContainerId::from_random(&sys::process::random_bytes()?);
+        let path = self.dir.join(format!(".new-{random}"));
+        let gate = self.dir.join(format!(".lock-{random}"));
+        let lock = locked_file(&self.dir, &gate)?;
+        let staged = StagedTree { path, gate, _lock: lock };
+        fs::DirBuilder::new().mode(0o700).create(&staged.path)?;
+        Ok(staged)
+    }
+
     /// A link whose making is atomic reserves the name; one whose container is gone is taken over.
     fn reserve_name(&self, name: &Name, id: &ContainerId) -> Result<()> {
         let link = self.dir.join(NAMES).join(name.as_str());
@@ -567,6 +583,28 @@ impl Containers {
         if self.named(record.name.as_str()).as_ref() == Some(&record.id) {
             self.release_name(&record.name);
         }
+    }
+}
+
+/// What [`Containers::stage_tree`] makes: not swept while this lives.
+#[derive(Debug)]
+pub struct StagedTree {
+    path: PathBuf,
+    gate: PathBuf,
+    _lock: File,
+}
+
+impl StagedTree {
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for StagedTree {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.gate); // a left-over is swept
     }
 }
 

@@ -71,6 +71,7 @@ pub fn last_state(status: &Status) -> Option<&State> {
 pub fn root_kind(saved: &Saved, state: Option<&State>) -> RootKind {
     match (saved.write_mode, state.map(|state| state.write_mode.as_str())) {
         (WriteMode::Auto, Some("pure")) => RootKind::Pure,
+        (WriteMode::Auto, Some("copy")) => RootKind::Copy,
         (WriteMode::Auto, Some(_)) => RootKind::Hybrid,
         _ => super::root_kind(saved),
     }
@@ -132,8 +133,12 @@ fn start(
     let ids = super::ids(&maps);
     let upper = open_upper(&record.local_dir.join("upper"))?;
     let upper = match kind {
-        RootKind::Hybrid => Upper::Kernel(upper),
+        RootKind::Hybrid | RootKind::Materialised => Upper::Kernel(upper),
         RootKind::Pure => Upper::Own(upper),
+        RootKind::Copy => {
+            let what = || "tell its changes: here each container has a copy of its whole image".to_owned();
+            return Err(super::io_error(what)(std::io::ErrorKind::Unsupported.into()));
+        }
     };
     // Only the kernel's overlay leaves files of other users.
     let maps = (kind == RootKind::Hybrid).then_some(&maps);

@@ -564,8 +564,10 @@ impl Keeper {
         if self.parts.saved.write_mode == WriteMode::Auto && !self.parts.saved.plan.auto_remove {
             // What worked stays: a container keeps the mode of its first start.
             self.parts.saved.write_mode = match self.parts.root_kind {
-                RootKind::Hybrid => WriteMode::Hybrid,
+                // The same upper: what differs is how the image below is read.
+                RootKind::Hybrid | RootKind::Materialised => WriteMode::Hybrid,
                 RootKind::Pure => WriteMode::Pure,
+                RootKind::Copy => WriteMode::Copy,
             };
             if let Err(error) = self.parts.containers.replace_plan(&self.parts.record.id, &self.parts.saved) {
                 eprintln!("keeper: {}", crate::sandbox::chain(&error));

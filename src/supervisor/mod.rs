@@ -40,6 +40,7 @@ pub mod etc;
 pub mod fence;
 pub mod keeper;
 pub mod log;
+pub mod materialise;
 pub mod pause;
 pub mod peer;
 pub mod pump;
@@ -151,12 +152,27 @@ pub fn launch(
         maps = peer.maps(maps);
     }
     let seccomp = crate::plan::seccomp::compile_for(plan).map_err(LaunchError::Seccomp)?;
-    let root_kind = root_kind(saved);
-    let filesystem = filesystem(saved, root_kind, &record.local_dir, &maps)?;
-    let native = match &saved.root {
-        RootSource::Packed { index, .. } => crate::store::native::tree_beside(index),
-        RootSource::Directory { .. } | RootSource::Host => None,
+    let packed = packed_image(saved);
+    let without_fuse = packed.is_some() && materialise::reason().is_some();
+    let root_kind = match root_kind(saved) {
+        RootKind::Hybrid if without_fuse => RootKind::Materialised,
+        kind => kind,
     };
+    let tree = match (root_kind, packed) {
+        (RootKind::Materialised, Some(image)) => {
+            Some(materialise::shared(containers, image, &maps, ids(&maps))?)
+        }
+        (RootKind::Copy, Some(image)) => {
+            Some(materialise::private(&record.local_dir, image, &maps, ids(&maps))?)
+        }
+        _ => None,
+    };
+    let filesystem = match root_kind {
+        RootKind::Hybrid | RootKind::Pure => Some(filesystem(saved, root_kind, &record.local_dir, &maps)?),
+        RootKind::Materialised | RootKind::Copy => None,
+    };
+    let native = packed.and_then(|image| crate::store::native::tree_beside(image.index));
+    let native = native.filter(|_| root_kind == RootKind::Hybrid);
     let fence_paths = fence_paths(saved, root_kind, &record.local_dir);
     let fence_filter = fence::filter().map_err(LaunchError::Seccomp)?;
     let network = network(plan, record)?;
@@ -179,6 +195,8 @@ pub fn launch(
         write_mode: match root_kind {
             RootKind::Hybrid => "hybrid".into(),
             RootKind::Pure => "pure".into(),
+            RootKind::Materialised => "materialised".into(),
+            RootKind::Copy => "copy".into(),
         },
         uid_map: maps.uids.clone(),
         gid_map: maps.gids.clone(),
@@ -209,6 +227,7 @@ pub fn launch(
                 seccomp,
                 root_kind,
                 native,
+                tree,
                 filesystem,
                 network,
                 link,
@@ -231,9 +250,9 @@ pub fn launch(
 fn root_kind(saved: &Saved) -> RootKind {
     match saved.write_mode {
         WriteMode::Hybrid => RootKind::Hybrid,
-        WriteMode::Pure => RootKind::Pure,
         WriteMode::Auto if matches!(saved.root, RootSource::Packed { .. }) => RootKind::Hybrid,
-        WriteMode::Auto => RootKind::Pure,
+        WriteMode::Auto | WriteMode::Pure => RootKind::Pure,
+        WriteMode::Copy => RootKind::Copy,
     }
 }
 
@@ -249,7 +268,8 @@ struct Work {
     seccomp: Option<Vec<libc::sock_filter>>,
     root_kind: RootKind,
     native: Option<PathBuf>,
-    filesystem: serve::Server,
+    tree: Option<PathBuf>,
+    filesystem: Option<serve::Server>,
     network: Option<(net::publish::Listeners, net::Config)>,
     link: Option<net::link::LinkConfig>,
     /// The container whose user and network namespace are joined.
@@ -340,6 +360,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
                 lower_point: &work.containers.lower_point(),
                 root_point: &work.containers.root_point(),
                 native: work.native.as_deref(),
+                tree: work.tree.as_deref(),
                 local_dir: &work.record.local_dir,
                 root_kind: work.root_kind,
                 volatile: plan.auto_remove,
@@ -486,7 +507,7 @@ fn filesystem(
 ) -> Result<serve::Server, LaunchError> {
     let lower = lower(saved, local_dir)?;
     let mode = match kind {
-        RootKind::Hybrid => serve::Mode::ReadOnly,
+        RootKind::Hybrid | RootKind::Materialised | RootKind::Copy => serve::Mode::ReadOnly,
         RootKind::Pure => serve::Mode::Overlay {
             upper: open_file(&local_dir.join("upper"))?.into(),
             volatile: saved.plan.auto_remove,
@@ -537,11 +558,51 @@ fn ids(maps: &IdMaps) -> serve::Ids {
     }
 }
 
+/// The image, where it is one of packed layers.
+fn packed_image(saved: &Saved) -> Option<materialise::Image<'_>> {
+    match &saved.root {
+        RootSource::Packed { index, layers } => Some(materialise::Image { index, layers }),
+        RootSource::Directory { .. } | RootSource::Host => None,
+    }
+}
+
+/// What the user is told before a start that makes something larger than a container: once an image.
+#[must_use]
+pub fn notice(containers: &Containers, saved: &Saved) -> Option<String> {
+    let image = packed_image(saved)?;
+    if !matches!(saved.write_mode, WriteMode::Auto | WriteMode::Hybrid) {
+        return None;
+    }
+    let reason = materialise::reason()?;
+    let maps = choose(&Facts::gather(), numeric_user(&saved.plan.user));
+    let place = materialise::place(containers, image.index, &maps);
+    (!place.exists())
+        .then(|| format!("the image is written out to a directory now and used from there, because {reason}"))
+}
+
+/// The write mode that is left where the kernel's overlayfs cannot be used.
+#[must_use]
+pub fn without_overlay(saved: &Saved) -> WriteMode {
+    if packed_image(saved).is_some() && materialise::reason().is_some() {
+        WriteMode::Copy
+    } else {
+        WriteMode::Pure
+    }
+}
+
+/// A private directory; one that exists is left as it is.
+fn private_directory(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
 /// What the server goes on opening by path.
 fn fence_paths(saved: &Saved, kind: RootKind, local_dir: &Path) -> fence::Paths {
     fence::Paths {
         writable: match kind {
-            RootKind::Hybrid => Vec::new(),
+            RootKind::Hybrid | RootKind::Materialised | RootKind::Copy => Vec::new(),
             RootKind::Pure => vec![local_dir.join("upper")],
         },
         readable: match &saved.root {

@@ -27,8 +27,8 @@ pub mod word {
 /// What the server is given.
 #[derive(Debug)]
 pub struct Parts {
-    /// The filesystem, ready.
-    pub filesystem: serve::Server,
+    /// The filesystem, ready; none where the image is used without FUSE.
+    pub filesystem: Option<serve::Server>,
     /// Published ports and the network's settings.
     pub network: Option<(net::publish::Listeners, net::Config)>,
     /// From init.
@@ -77,7 +77,7 @@ fn serve(parts: Parts) -> Result<(), String> {
     if let Some((socket, stdin)) = parts.client {
         pump.attach(socket, stdin, stdin);
     }
-    let mut filesystem = Some(parts.filesystem);
+    let mut filesystem = parts.filesystem;
     let mut network = parts.network;
     let mut fuse_thread = None;
     let mut net_stop = None;

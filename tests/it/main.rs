@@ -23,4 +23,5 @@ mod registry;
 mod run;
 mod smoke;
 mod terminal;
+mod without_fuse;
 mod work;

@@ -195,7 +195,8 @@ fn parse_storage_options(texts: &[String]) -> Result<(WriteMode, StorageQuota), 
         WriteMode::Hybrid => Err(refused(
             "--storage-opt size and inodes need write=pure: the kernel's overlayfs, which write=hybrid uses, has no quota",
         )),
-        WriteMode::Auto | WriteMode::Pure => Ok((WriteMode::Pure, quota)),
+        // Copy is never asked for.
+        WriteMode::Auto | WriteMode::Pure | WriteMode::Copy => Ok((WriteMode::Pure, quota)),
     }
 }
 
