@@ -5,6 +5,9 @@
 //! of this crate's unsafe code, lies below `store`. ARCHITECTURE.md has the whole picture.
 
 pub mod cli;
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(fuzzing, doc(hidden))]
+pub mod fuzzing;
 pub mod id;
 pub mod image;
 pub mod plan;

@@ -79,7 +79,7 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
     check_bind_sources(&plan)?;
     let lock = store.lock_volumes()?;
     mount_volumes(&store, &mut plan)?;
-    let local_dir = containers.path(&id).join("local");
+    let local_dir = containers.local_dir(&id)?;
     let record = Record {
         version: RECORD_VERSION,
         id: id.clone(),

@@ -22,7 +22,7 @@ pub struct Args {
     /// Show digests
     #[arg(long)]
     digests: bool,
-    /// Filter output based on conditions provided: dangling, label, before, since, until, reference
+    /// Filter output based on conditions provided: dangling, label, before, since, until, reference, readonly
     #[arg(short, long, value_name = "FILTER")]
     filter: Vec<String>,
     /// Format output using a custom template: 'table', 'table TEMPLATE', 'json', or 'TEMPLATE'
@@ -93,6 +93,7 @@ const HEADINGS: &[(&str, &str)] = &[
     ("CreatedSince", "CREATED"),
     ("Digest", "DIGEST"),
     ("ID", "IMAGE ID"),
+    ("ReadOnly", "R/O"),
     ("Repository", "REPOSITORY"),
     ("SharedSize", "SHARED SIZE"),
     ("Size", "SIZE"),
@@ -101,6 +102,10 @@ const HEADINGS: &[(&str, &str)] = &[
     ("VirtualSize", "SIZE"),
 ];
 const COLUMNS: &str = "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}";
+const WITH_READ_ONLY: &str =
+    "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.ReadOnly}}";
+const WITH_BOTH: &str =
+    "{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.ReadOnly}}";
 const WITH_DIGESTS: &str = "{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}";
 
 /// Prints the table, newest image first.
@@ -121,12 +126,15 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
             continue;
         }
         let names: Vec<_> = catalog.names_of(id).collect();
-        if filter.dangling.is_some_and(|dangling| dangling != names.is_empty()) {
+        let read_only = catalog.read_only.contains_key(id);
+        if filter.dangling.is_some_and(|dangling| dangling != names.is_empty())
+            || filter.read_only.is_some_and(|wanted| wanted != read_only)
+        {
             continue;
         }
         let id = if args.no_trunc { id.as_str() } else { id.short() };
         if names.is_empty() && filter.references.is_empty() {
-            rows.push(row(id, entry, [NONE, NONE, NONE], now));
+            rows.push(row(id, entry, [NONE, NONE, NONE], read_only, now));
         }
         for (name, named) in names {
             let Ok(name) = name.parse::<Reference>() else { continue };
@@ -135,16 +143,29 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
             }
             let repository = name.familiar_repository();
             let digest = named.digest.as_ref().map_or(NONE, Digest::as_str);
-            rows.push(row(id, entry, [&repository, name.tag().unwrap_or(NONE), digest], now));
+            rows.push(row(id, entry, [&repository, name.tag().unwrap_or(NONE), digest], read_only, now));
         }
     }
-    let table = Table { headings: HEADINGS, default: if args.digests { WITH_DIGESTS } else { COLUMNS } };
+    // As podman: the column is there when it tells something.
+    let columns = match (args.digests, rows.iter().any(|row| row["ReadOnly"] == true)) {
+        (false, false) => COLUMNS,
+        (false, true) => WITH_READ_ONLY,
+        (true, false) => WITH_DIGESTS,
+        (true, true) => WITH_BOTH,
+    };
+    let table = Table { headings: HEADINGS, default: columns };
     let format = if args.quiet && args.format.is_empty() { "{{.ID}}" } else { &args.format };
     print!("{}", table.render(format, &rows)?);
     Ok(Exit::Success)
 }
 
-fn row(id: &str, entry: &ImageEntry, [repository, tag, digest]: [&str; 3], now: Timestamp) -> Value {
+fn row(
+    id: &str,
+    entry: &ImageEntry,
+    [repository, tag, digest]: [&str; 3],
+    read_only: bool,
+    now: Timestamp,
+) -> Value {
     let created = created(entry);
     json!({
         "Containers": UNKNOWN,
@@ -158,6 +179,7 @@ fn row(id: &str, entry: &ImageEntry, [repository, tag, digest]: [&str; 3], now: 
         "Tag": tag,
         "UniqueSize": UNKNOWN,
         "VirtualSize": human_size_exact(entry.size_bytes),
+        "ReadOnly": read_only,
     })
 }
 
@@ -165,13 +187,14 @@ fn created(entry: &ImageEntry) -> Option<Timestamp> {
     entry.created.as_ref()?.parse().ok()
 }
 
-const LIST_FILTERS: &[&str] = &["dangling", "label", "before", "since", "until", "reference"];
-const PRUNE_FILTERS: &[&str] = &["label", "label!", "until"];
+const LIST_FILTERS: &[&str] = &["dangling", "label", "before", "since", "until", "reference", "readonly"];
+const PRUNE_FILTERS: &[&str] = &["dangling", "label", "label!", "until"];
 
 /// `--filter`, understood.
 #[derive(Default)]
 struct Filter {
     dangling: Option<bool>,
+    read_only: Option<bool>,
     labels: Vec<String>,
     without_labels: Vec<String>,
     before: Option<Timestamp>,
@@ -196,12 +219,13 @@ impl Filter {
             };
             let invalid = || CliError::new(format!("invalid filter '{filter}'"));
             match key {
-                "dangling" => {
-                    parsed.dangling = Some(match value {
+                "dangling" | "readonly" => {
+                    let value = Some(match value {
                         "true" | "1" => true,
                         "false" | "0" => false,
-                        _ => return Err(invalid().with_hint("dangling is true or false")),
+                        _ => return Err(invalid().with_hint(format!("{key} is true or false"))),
                     });
+                    *(if key == "dangling" { &mut parsed.dangling } else { &mut parsed.read_only }) = value;
                 }
                 "label" => parsed.labels.push(value.to_owned()),
                 "label!" => parsed.without_labels.push(value.to_owned()),
@@ -463,10 +487,9 @@ fn ellipsis(text: &str, length: usize) -> String {
 /// # Errors
 /// A filter that is wrong; a store that cannot be read or written.
 pub fn prune(ctx: &Context, args: &PruneArgs) -> Outcome {
-    let store = Store::open(&ctx.root)?;
-    let catalog = store.catalog()?;
+    let catalog = Store::open(&ctx.root)?.catalog()?;
     let filter = Filter::parse(&args.filter, &catalog, PRUNE_FILTERS)?;
-    let warning = if args.all {
+    let warning = if args.all || filter.dangling == Some(false) {
         "WARNING! This will remove all images without at least one container associated to them."
     } else {
         "WARNING! This will remove all dangling images."
@@ -474,13 +497,30 @@ pub fn prune(ctx: &Context, args: &PruneArgs) -> Outcome {
     if !args.force && !super::prune::confirm(warning)? {
         return Ok(Exit::Success);
     }
+    let freed = remove_unused(ctx, &filter, args.all || filter.dangling == Some(false))?;
+    println!("Total reclaimed space: {}", human_size_exact(freed));
+    Ok(Exit::Success)
+}
+
+/// Removes dangling images: `system prune`; with `all` every image that no container uses. Prints
+/// which, and gives the bytes that are free again.
+///
+/// # Errors
+/// A filter that is wrong; a store that cannot be read or written.
+pub fn prune_all(ctx: &Context, filters: &[String], all: bool) -> Result<u64, CliError> {
+    let catalog = Store::open(&ctx.root)?.catalog()?;
+    remove_unused(ctx, &Filter::parse(filters, &catalog, PRUNE_FILTERS)?, all)
+}
+
+fn remove_unused(ctx: &Context, filter: &Filter, all: bool) -> Result<u64, CliError> {
+    let store = Store::open(&ctx.root)?;
     let mut kept = BTreeMap::new();
-    for (id, entry) in &catalog.images {
+    for (id, entry) in &store.own_catalog()?.images {
         kept.insert(id.clone(), !filter.keeps(&store, id, entry)?);
     }
     // An image that came meanwhile was not asked about.
     let keep = |id: &Digest, _: &ImageEntry| kept.get(id).copied().unwrap_or(true);
-    let pruned = image::prune(&store, args.all, &uses(ctx)?, keep).map_err(image_error)?;
+    let pruned = image::prune(&store, all, &uses(ctx)?, keep).map_err(image_error)?;
     if !pruned.removals.is_empty() {
         println!("Deleted Images:");
         for removal in &pruned.removals {
@@ -489,8 +529,7 @@ pub fn prune(ctx: &Context, args: &PruneArgs) -> Outcome {
         }
         println!();
     }
-    println!("Total reclaimed space: {}", human_size_exact(pruned.reclaimed_bytes));
-    Ok(Exit::Success)
+    Ok(pruned.reclaimed_bytes)
 }
 
 /// Which containers keep which images from being removed.

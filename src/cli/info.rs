@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::format::Template;
 use super::{CliError, Context, Exit, Outcome};
 use crate::sandbox::idmap::{Facts, Method, choose};
-use crate::store::Store;
 use crate::store::containers::{Containers, Status};
+use crate::store::{Settings, Store, local};
 use crate::supervisor::materialise;
 
 /// Display system-wide information
@@ -44,7 +44,9 @@ fn gather(ctx: &Context) -> Result<Value, CliError> {
             Err(_) => {}
         }
     }
-    let images = Store::open(&ctx.root)?.catalog()?.images.len();
+    let store = Store::open(&ctx.root)?;
+    let images = store.catalog()?.images.len();
+    let settings = Settings::current();
     let maps = choose(&Facts::gather(), None);
     let (ids, reason) = match &maps.method {
         Method::Helpers { .. } => ("subordinate ids, by newuidmap".to_owned(), String::new()),
@@ -58,7 +60,7 @@ fn gather(ctx: &Context) -> Result<Value, CliError> {
     let [root, root_reason, write, write_reason] = modes(ctx);
     let uname = nix::sys::utsname::uname()?;
     let setting = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
-    Ok(json!({
+    let mut object = json!({
         "Containers": running + stopped,
         "ContainersRunning": running,
         "ContainersPaused": 0,
@@ -73,32 +75,84 @@ fn gather(ctx: &Context) -> Result<Value, CliError> {
         "OperatingSystem": operating_system(),
         "OSType": "linux",
         "Architecture": uname.machine().to_string_lossy(),
+        "MemTotal": memory_bytes(),
         "NCPU": std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
         "Name": uname.nodename().to_string_lossy(),
         "DockerRootDir": ctx.root,
         "SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless"],
-        "Hostel": {
-            "IdMaps": ids,
-            "IdMapsReason": reason,
-            "UidMap": maps.uids,
-            "GidMap": maps.gids,
-            "FuseDevice": device("/dev/fuse"),
-            "TunDevice": device("/dev/net/tun"),
-            "NetworkLink": match device("/dev/net/tun").as_str() {
-                "usable" => "a TUN device",
-                _ => "a veth pair with a packet socket, as there is no TUN device: the same features, at less speed",
-            },
-            "RootMode": root,
-            "RootModeReason": root_reason,
-            "WriteMode": write,
-            "WriteModeReason": write_reason,
-            "HybridLimits": HYBRID_LIMITS,
-            "Limits": "memory, CPU and pids limits are not enforced: cgroups are not delegated to this version",
-            "PingGroupRange": setting("/proc/sys/net/ipv4/ping_group_range"),
-            "UnprivilegedPortStart": setting("/proc/sys/net/ipv4/ip_unprivileged_port_start"),
-            "SocketDirectory": crate::supervisor::socket_dir().map_or_else(|error| error.to_string(), |dir| dir.display().to_string()),
+    });
+    if let (Some(object), Value::Object(others)) = (object.as_object_mut(), daemon()) {
+        object.extend(others);
+    }
+    object["Hostel"] = json!({
+        "IdMaps": ids,
+        "IdMapsReason": reason,
+        "UidMap": maps.uids,
+        "GidMap": maps.gids,
+        "FuseDevice": device("/dev/fuse"),
+        "TunDevice": device("/dev/net/tun"),
+        "NetworkLink": match device("/dev/net/tun").as_str() {
+            "usable" => "a TUN device",
+            _ => "a veth pair with a packet socket, as there is no TUN device: the same features, at less speed",
         },
-    }))
+        "RootMode": root,
+        "RootModeReason": root_reason,
+        "WriteMode": write,
+        "WriteModeReason": write_reason,
+        "HybridLimits": HYBRID_LIMITS,
+        "Limits": "memory, CPU and pids limits are not enforced: cgroups are not delegated to this version",
+        "PingGroupRange": setting("/proc/sys/net/ipv4/ping_group_range"),
+        "UnprivilegedPortStart": setting("/proc/sys/net/ipv4/ip_unprivileged_port_start"),
+        "StoreFilesystem": store_filesystem(store.root()),
+        "AdditionalImageStores": settings.additional,
+        "SocketDirectory": crate::supervisor::socket_dir().map_or_else(|error| error.to_string(), |dir| dir.display().to_string()),
+    });
+    Ok(object)
+}
+
+/// What Docker's clients expect to read of a daemon.
+fn daemon() -> Value {
+    json!({
+        "IndexServerAddress": "https://index.docker.io/v1/",
+        "HttpProxy": variable("HTTP_PROXY", "http_proxy"),
+        "HttpsProxy": variable("HTTPS_PROXY", "https_proxy"),
+        "NoProxy": variable("NO_PROXY", "no_proxy"),
+        "SystemTime": jiff::Timestamp::now().to_string(),
+        "DefaultRuntime": "hostel",
+        "Runtimes": { "hostel": { "path": std::env::current_exe().unwrap_or_default() } },
+        "Plugins": {
+            "Volume": ["local"], "Network": ["bridge", "host", "none"], "Authorization": null,
+            "Log": ["json-file", "none"],
+        },
+        "Swarm": { "LocalNodeState": "inactive" },
+        "Warnings": null,
+    })
+}
+
+/// Docker shows the variables that its daemon would use.
+fn variable(name: &str, other: &str) -> String {
+    std::env::var(name).or_else(|_| std::env::var(other)).unwrap_or_default()
+}
+
+fn memory_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
+    total.unwrap_or(0_u64) * 1024
+}
+
+/// Whether the store's own filesystem holds locks and writable layers, and which does if not.
+fn store_filesystem(root: &Path) -> String {
+    let kind = match local::remote_kind(root) {
+        Some(kind) => format!("{kind}, a network's or one of unknown abilities"),
+        None => "local".to_owned(),
+    };
+    match local::directory(root) {
+        Ok(None) => kind,
+        Ok(Some(place)) => format!("{kind}; locks and writable layers are in {}", place.display()),
+        Err(error) => format!("{kind}; {error}"),
+    }
 }
 
 /// How images are read and containers written here, each with the reason why it is not the usual way.
@@ -165,10 +219,16 @@ fn text(object: &Value) -> String {
         ("OSType", "OSType"),
         ("Architecture", "Architecture"),
         ("CPUs", "NCPU"),
+        ("Total Memory", "MemTotal"),
         ("Name", "Name"),
         ("Root Dir", "DockerRootDir"),
     ] {
-        push(&mut out, label, &object[key]);
+        match (key, object[key].as_u64()) {
+            ("MemTotal", Some(bytes)) => {
+                push(&mut out, label, &super::format::human_size_binary(bytes).into());
+            }
+            _ => push(&mut out, label, &object[key]),
+        }
     }
     let own = &object["Hostel"];
     for (label, key) in [
@@ -187,6 +247,8 @@ fn text(object: &Value) -> String {
         ("Resource Limits", "Limits"),
         ("Ping Group Range", "PingGroupRange"),
         ("First Unprivileged Port", "UnprivilegedPortStart"),
+        ("Store Filesystem", "StoreFilesystem"),
+        ("Additional Image Stores", "AdditionalImageStores"),
         ("Socket Directory", "SocketDirectory"),
     ] {
         push(&mut out, label, &own[key]);
@@ -198,6 +260,7 @@ fn push(out: &mut String, label: &str, value: &Value) {
     let text = match value {
         Value::Null => return,
         Value::String(text) if text.is_empty() => return,
+        Value::Array(list) if list.is_empty() => return,
         Value::String(text) => text.clone(),
         Value::Array(list) if list.iter().all(Value::is_string) => {
             let list: Vec<_> = list.iter().filter_map(Value::as_str).collect();

@@ -107,7 +107,7 @@ fn describe(containers: &Containers, record: &Record, status: &Status, saved: &S
     let (state, exit) = match status {
         Status::Running(state) => (Some(state), None),
         Status::Exited(state, exit) => (state.as_ref(), Some(exit)),
-        Status::Created | Status::Starting => (None, None),
+        Status::Created | Status::Starting | Status::Elsewhere(_) => (None, None),
     };
     let args = process.args().clone().unwrap_or_default();
     let linux = plan.spec.linux().clone().unwrap_or_default();

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use super::images::image_error;
 use super::{CliError, Context, Exit, Outcome};
-use crate::image::{self, Added, ImageError};
+use crate::image::{self, Added, Choice, ImageError, Source};
 use crate::store::Store;
 
 /// Load an image from a tar archive or STDIN
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Read from tar archive file, instead of STDIN
+    /// Read from tar archive file or OCI layout directory, instead of STDIN
     #[arg(short, long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Suppress the load output
@@ -27,6 +27,14 @@ pub struct Args {
 /// The archive cannot be read, is none or is damaged.
 pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let store = Store::open(&ctx.root)?;
+    // As `podman load` takes a directory: what `save --format oci-dir` wrote.
+    if let Some(directory) = args.input.as_deref().filter(|path| path.is_dir()) {
+        let source = Source::OciLayout { directory: directory.to_owned(), tag: None };
+        for added in image::pull_source(&store, &source, Choice::All).map_err(image_error)? {
+            announce(&added);
+        }
+        return Ok(Exit::Success);
+    }
     let (file, path) = match args.input.as_deref().filter(|path| *path != Path::new("-")) {
         Some(path) => {
             let file = File::open(path)

@@ -11,12 +11,15 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use jiff::Timestamp;
 
+use crate::store::Store;
 use crate::store::containers::{Containers, Record, State, Status};
 use crate::sys;
 
 pub mod attach;
 pub mod commit;
+pub(crate) mod config;
 pub mod create;
+pub mod df;
 pub mod diff;
 pub mod error;
 pub mod exec;
@@ -48,6 +51,7 @@ pub mod search;
 pub mod start;
 pub mod stop;
 pub mod switches;
+pub mod system;
 pub mod tag;
 pub mod verify;
 pub mod version;
@@ -59,7 +63,7 @@ pub use error::{CliError, Exit};
 /// What every verb gets: the global flags, decided.
 #[derive(Debug)]
 pub struct Context {
-    /// The store's directory (`--root`, `$HOSTEL_ROOT`, `$XDG_DATA_HOME/hostel`).
+    /// The store's directory (`--root`, `$HOSTEL_ROOT`, config.toml, `$XDG_DATA_HOME/hostel`).
     pub root: PathBuf,
 }
 
@@ -70,7 +74,7 @@ pub type Outcome = Result<Exit, CliError>;
 #[derive(Parser, Debug)]
 #[command(name = "hostel", version, max_term_width = 100)]
 struct Cli {
-    /// Directory of images, containers and volumes [default: $HOSTEL_ROOT, else $XDG_DATA_HOME/hostel]
+    /// Directory of images, containers and volumes [default: $HOSTEL_ROOT, else config.toml's root, else $XDG_DATA_HOME/hostel]
     #[arg(long, global = false, value_name = "DIR")]
     root: Option<PathBuf>,
     /// Set the logging level
@@ -128,6 +132,9 @@ enum Verb {
     /// Manage image manifests and manifest lists
     #[command(subcommand)]
     Manifest(search::ManifestVerb),
+    /// Manage what the engine keeps on disk
+    #[command(subcommand)]
+    System(system::Verb),
     Version(version::Args),
     Info(info::Args),
 }
@@ -210,7 +217,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error, &arguments),
     };
-    let outcome = data_root(cli.root).and_then(|root| dispatch(&Context { root }, cli.verb));
+    let outcome = configure(cli.root).and_then(|ctx| dispatch(&ctx, cli.verb));
     match outcome {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => {
@@ -218,6 +225,23 @@ pub fn main() -> ExitCode {
             ExitCode::from(error.exit.code())
         }
     }
+}
+
+/// Decides where things are, and says what was odd about it.
+fn configure(root: Option<PathBuf>) -> Result<Context, CliError> {
+    let mut config = config::load(root)?;
+    config.settings.additional.retain(|other| match Store::check_shared(other) {
+        Ok(()) => true,
+        // One store that is away must not stop work with the others.
+        Err(error) => {
+            let reason = CliError::from(error);
+            config.warnings.push(format!("additional image store not used: {}", reason.message()));
+            false
+        }
+    });
+    config.warnings.iter().for_each(|warning| eprintln!("Warning: {warning}"));
+    config.settings.install();
+    Ok(Context { root: config.root })
 }
 
 /// Help goes to stdout and is a success; a wrong flag ends with 125, as Docker's.
@@ -231,22 +255,6 @@ fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     // A closed stdout or stderr leaves nobody to tell.
     let _ = error.print();
     ExitCode::from(if error.use_stderr() { Exit::Engine.code() } else { Exit::Success.code() })
-}
-
-/// Where the store is.
-fn data_root(flag: Option<PathBuf>) -> Result<PathBuf, CliError> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let root = flag
-        .or_else(|| variable("HOSTEL_ROOT"))
-        .or_else(|| variable("XDG_DATA_HOME").filter(|dir| dir.is_absolute()).map(|dir| dir.join("hostel")))
-        .or_else(|| {
-            variable("HOME").filter(|dir| dir.is_absolute()).map(|dir| dir.join(".local/share/hostel"))
-        })
-        .ok_or_else(|| {
-            CliError::new("there is no place for images and containers: HOME is not set")
-                .with_hint("set HOME, or name a directory with --root")
-        })?;
-    Ok(std::path::absolute(root)?)
 }
 
 fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
@@ -288,6 +296,7 @@ fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
         Verb::Logout(args) => login::logout(ctx, &args),
         Verb::Search(args) => search::run(ctx, &args),
         Verb::Manifest(verb) => search::manifest(ctx, &verb),
+        Verb::System(verb) => system::run(ctx, verb),
         Verb::Version(args) => version::run(ctx, &args),
         Verb::Info(args) => info::run(ctx, &args),
     }

@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use super::rm::remove_container;
 use super::{CliError, Context, Exit, Outcome};
-use crate::store::containers::Containers;
+use crate::store::containers::{Containers, Status};
 
 /// Remove all stopped containers
 #[derive(clap::Args, Debug)]
@@ -25,17 +25,34 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     if !args.force && !confirm("WARNING! This will remove all stopped containers.")? {
         return Ok(Exit::Success);
     }
+    let filter = super::ps::Filter::parse(&args.filter, FILTERS)?;
+    let freed = remove_stopped(ctx, &filter)?;
+    println!("Total reclaimed space: {}", super::format::human_size(freed));
+    Ok(Exit::Success)
+}
+
+/// Filters of pruning containers.
+pub const FILTERS: &[&str] = &["label", "label!", "until"];
+
+/// Removes the stopped containers that pass the filter, prints which, and gives the bytes they had.
+///
+/// # Errors
+/// When a container cannot be removed.
+pub fn remove_stopped(ctx: &Context, filter: &super::ps::Filter) -> Result<u64, CliError> {
     let containers = Containers::new(&ctx.root);
-    let filter = super::ps::Filter::parse(&args.filter, &["label", "label!", "until"])?;
     let (mut removed, mut freed) = (Vec::new(), 0);
     for id in containers.ids()? {
         let Ok(record) = containers.record(&id) else { continue };
         let status = containers.status(&id)?;
-        if status.is_live() || !filter.matches(&record, &status, &containers) {
+        if status.is_live()
+            || matches!(status, Status::Elsewhere(_))
+            || !filter.matches(&record, &status, &containers)
+        {
             continue;
         }
-        freed += super::ps::size_on_disk(&containers.path(&id));
+        let size = super::ps::size_on_disk(&containers.path(&id));
         remove_container(ctx, &containers, &record, false)?;
+        freed += size;
         removed.push(id);
     }
     if !removed.is_empty() {
@@ -45,8 +62,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         }
         println!();
     }
-    println!("Total reclaimed space: {}", super::format::human_size(freed));
-    Ok(Exit::Success)
+    Ok(freed)
 }
 
 /// Asks on the terminal, as Docker does.

@@ -95,14 +95,6 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
 }
 
 fn row(record: &Record, status: &Status, containers: &Containers, args: &Args) -> Value {
-    let command = format!("{:?}", record.command.join(" "));
-    let inner = record.command.join(" ");
-    let command = if !args.no_trunc && inner.chars().count() > COMMAND_LEN {
-        let cut: String = inner.chars().take(COMMAND_LEN - 1).collect();
-        format!("\"{cut}…\"")
-    } else {
-        command
-    };
     let mounts: Vec<String> = containers
         .plan::<Saved>(&record.id)
         .ok()
@@ -121,7 +113,7 @@ fn row(record: &Record, status: &Status, containers: &Containers, args: &Args) -
     json!({
         "ID": if args.no_trunc { record.id.as_str() } else { record.id.short() },
         "Image": record.image,
-        "Command": command,
+        "Command": shown_command(&record.command, args.no_trunc),
         "CreatedAt": super::format::go_time(record.created),
         "RunningFor": ago(record.created, Timestamp::now()),
         "Ports": match status { Status::Running(state) => ports(state), _ => String::new() },
@@ -134,6 +126,17 @@ fn row(record: &Record, status: &Status, containers: &Containers, args: &Args) -
         "Mounts": mounts.join(","),
         "Networks": networks,
     })
+}
+
+/// A command in quotes, cut short unless it is wanted whole.
+#[must_use]
+pub fn shown_command(command: &[String], no_trunc: bool) -> String {
+    let inner = command.join(" ");
+    if !no_trunc && inner.chars().count() > COMMAND_LEN {
+        let cut: String = inner.chars().take(COMMAND_LEN - 1).collect();
+        return format!("\"{cut}…\"");
+    }
+    format!("{inner:?}")
 }
 
 /// Docker's word for the state: a container that failed to start is still `created`.
@@ -154,6 +157,7 @@ pub fn describe(status: &Status, now: Timestamp) -> String {
             let seconds = u64::try_from(now.as_second() - state.started.as_second()).unwrap_or(0);
             format!("Up {}", human_duration(seconds))
         }
+        Status::Elsewhere(machine) => format!("On another machine ({machine})"),
         Status::Exited(Some(_), exit) => format!("Exited ({}) {}", exit.code, ago(exit.finished, now)),
     }
 }

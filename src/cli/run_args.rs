@@ -23,6 +23,8 @@ use crate::plan::RunRequest;
 
 pub mod env;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod labels;
 mod mount_flag;
 mod network;

@@ -8,15 +8,24 @@ use std::path::{Path, PathBuf};
 
 use super::images::image_error;
 use super::{CliError, Context, Exit, Outcome};
-use crate::image::{self, ImageError};
+use crate::image::{self, ImageError, SaveFormat};
 use crate::store::Store;
 
 /// Save one or more images to a tar archive (streamed to STDOUT by default)
 #[derive(clap::Args, Debug)]
 pub struct Args {
+    /// Save image as docker-archive, oci-archive, oci-dir (a directory with an OCI layout) or docker-dir
+    #[arg(long, default_value = "docker-archive", value_parser = parse_format)]
+    format: SaveFormat,
+    /// Accepted for podman's sake: several images are always possible
+    #[arg(short, long, hide = true)]
+    multi_image_archive: bool,
     /// Write to a file, instead of STDOUT
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Suppress the output (nothing is printed in any case)
+    #[arg(short, long)]
+    quiet: bool,
     /// IMAGE [IMAGE...]
     #[arg(required = true)]
     images: Vec<String>,
@@ -28,9 +37,16 @@ pub struct Args {
 /// No such image, or the archive cannot be written.
 pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let store = Store::open(&ctx.root)?;
-    let save =
-        |file: &mut File, path: &Path| image::save(&store, &args.images, file, path).map_err(image_error);
+    let save = |file: &mut File, path: &Path| {
+        image::save(&store, &args.images, args.format, file, path).map_err(image_error)
+    };
     match &args.output {
+        output if matches!(args.format, SaveFormat::OciDir | SaveFormat::DockerDir) => {
+            let Some(path) = output else {
+                return Err(CliError::new("a directory format needs the directory's name: give it with -o"));
+            };
+            image::save_directory(&store, &args.images, args.format, path).map_err(image_error)?;
+        }
         None => {
             if std::io::stdout().is_terminal() {
                 return Err(CliError::new(
@@ -58,6 +74,16 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         }
     }
     Ok(Exit::Success)
+}
+
+fn parse_format(text: &str) -> Result<SaveFormat, String> {
+    match text {
+        "docker-archive" => Ok(SaveFormat::DockerArchive),
+        "oci-archive" => Ok(SaveFormat::OciArchive),
+        "oci-dir" => Ok(SaveFormat::OciDir),
+        "docker-dir" => Ok(SaveFormat::DockerDir),
+        _ => Err("must be one of docker-archive, oci-archive, oci-dir, docker-dir".to_owned()),
+    }
 }
 
 /// A file that goes away unless it is renamed.

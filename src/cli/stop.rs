@@ -77,6 +77,10 @@ pub fn reach(containers: &Containers, record: &Record) -> Result<Option<Client>,
             },
             Ok(Status::Starting) => std::thread::sleep(WAIT),
             Ok(Status::Created | Status::Exited(..)) => return Ok(None),
+            Ok(Status::Elsewhere(machine)) => {
+                let id = record.id.clone();
+                return Err(crate::store::containers::ContainerError::Elsewhere { id, machine }.into());
+            }
             // A --rm container that has just gone.
             Err(crate::store::containers::ContainerError::NotFound(_)) => return Ok(None),
             Err(error) => return Err(error.into()),

@@ -332,6 +332,21 @@ fn prune(ctx: &Context, args: &PruneArgs) -> Outcome {
     if !args.force && !super::prune::confirm(warning)? {
         return Ok(Exit::Success);
     }
+    let freed = remove_unused(ctx, &filter, all)?;
+    println!("Total reclaimed space: {}", human_size_exact(freed));
+    Ok(Exit::Success)
+}
+
+/// Removes anonymous volumes that no container uses and that have these labels, prints which, and
+/// gives the bytes they had: `system prune --volumes`.
+///
+/// # Errors
+/// A filter that is wrong; a volume that cannot be removed.
+pub fn remove_anonymous(ctx: &Context, filters: &[String]) -> Result<u64, CliError> {
+    remove_unused(ctx, &Filter::parse(filters, &["label", "label!"])?, false)
+}
+
+fn remove_unused(ctx: &Context, filter: &Filter, all: bool) -> Result<u64, CliError> {
     let store = Store::open(&ctx.root)?;
     let (mut removed, mut freed) = (Vec::new(), 0);
     for volume in store.volumes()? {
@@ -357,6 +372,5 @@ fn prune(ctx: &Context, args: &PruneArgs) -> Outcome {
         removed.iter().for_each(|name| println!("{name}"));
         println!();
     }
-    println!("Total reclaimed space: {}", human_size_exact(freed));
-    Ok(Exit::Success)
+    Ok(freed)
 }

@@ -44,7 +44,9 @@ pub enum ImageError {
     )]
     HostPath(String),
     /// A directory or machine root where a stored image is needed.
-    #[error("{0} is not kept in the store; only oci:, oci-archive: and docker-archive: can be pulled")]
+    #[error(
+        "{0} is not kept in the store; only oci:, oci-archive:, docker-archive:, containers-storage: and docker-daemon: can be pulled"
+    )]
     NotStorable(String),
     /// `rootfs:` of something else.
     #[error("the root file system {path} is not a directory that can be read")]
@@ -279,6 +281,30 @@ pub enum ImageError {
     /// An image that is in use or has other names. The words are Docker's.
     #[error("conflict: unable to {0}")]
     Conflict(String),
+    /// An image of another engine cannot be had.
+    #[error("cannot get {source_name}: {reason}")]
+    Engine {
+        /// As it was asked for.
+        source_name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// An image of an additional store cannot be removed from here.
+    #[error(
+        "unable to remove {image:?}: it is in the read-only image store {store}, whose owner can remove it (`hostel --root {store} rmi`)"
+    )]
+    ReadOnly {
+        /// The image as it was named.
+        image: String,
+        /// The store.
+        store: PathBuf,
+    },
+    /// A form that holds one image, and several were asked for.
+    #[error("{path} can hold one image only in the format docker-dir; save each to a directory of its own")]
+    OneImageOnly {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A file that `save` cannot write.
     #[error("cannot write {path}")]
     Write {

@@ -23,8 +23,11 @@ use crate::store::{Catalog, ImageEntry, NameEntry, Store, StoreError};
 mod archive;
 mod commit;
 mod compression;
+mod engines;
 mod error;
 mod find;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod handed_over;
 mod hot;
 mod ingest;
@@ -43,7 +46,7 @@ pub use find::find;
 pub use platform::Platform;
 pub use reference::{DEFAULT_TAG, Reference, ReferenceError};
 pub use remove::{ContainerUse, Pruned, Removal, prune, remove, tag};
-pub use save::save;
+pub use save::{SaveFormat, save, save_directory};
 pub use transport::Source;
 
 use archive::Files;
@@ -276,6 +279,10 @@ pub fn pull_source(store: &Store, source: &Source, choice: Choice) -> Result<Vec
             add_all(store, || open_archive(store, file), wanted(tag.as_deref()))
         }
         Source::DockerArchive { file } => add_all(store, || open_archive(store, file), wanted(None)),
+        Source::ContainersStorage { name } => {
+            add_all(store, || engines::containers_storage(store, name), wanted(None))
+        }
+        Source::DockerDaemon { name } => add_all(store, || engines::docker_daemon(store, name), wanted(None)),
         Source::Stored(name) => Err(ImageError::NotFound(name.clone())),
         Source::Rootfs { directory } => {
             Err(ImageError::NotStorable(format!("rootfs:{}", directory.display())))
@@ -306,7 +313,7 @@ fn add_all(store: &Store, open: impl FnOnce() -> Result<Files>, wanted: Wanted<'
 
 /// Stores one image and names it. The caller holds the content lock.
 fn add(store: &Store, files: &Files, candidate: Candidate) -> Result<Added> {
-    let known = store.catalog()?.images.get(&candidate.id).cloned();
+    let known = store.own_catalog()?.images.get(&candidate.id).cloned();
     let is_new = known.is_none();
     let entry = match known {
         Some(entry) => entry,

@@ -176,6 +176,8 @@ impl Policy {
             Source::OciLayout { directory, tag } => ("oci", path_scopes(directory, tag.as_deref())),
             Source::OciArchive { file, tag } => ("oci-archive", path_scopes(file, tag.as_deref())),
             Source::DockerArchive { .. } => ("docker-archive", Vec::new()),
+            Source::ContainersStorage { .. } => ("containers-storage", Vec::new()),
+            Source::DockerDaemon { .. } => ("docker-daemon", Vec::new()),
             // What is in the store has been let in; directories of this machine are no images.
             Source::Stored(_) | Source::Rootfs { .. } | Source::Host => return Ok(()),
         };

@@ -47,6 +47,8 @@ pub fn tag(store: &Store, source: &str, target: &str) -> Result<()> {
         return Err(ImageError::TagWithDigest);
     }
     let target = target.with_default_tag();
+    let _lock = store.lock_content()?;
+    store.adopt(&find(&store.catalog()?, source)?)?;
     store.update_catalog(|catalog| {
         let image = find(catalog, source)?;
         let digest = catalog.names_of(&image).find_map(|(_, entry)| entry.digest.clone());
@@ -65,11 +67,22 @@ pub fn tag(store: &Store, source: &str, target: &str) -> Result<()> {
 /// # Errors
 /// There is no such image; it is in use, or has several names, and `force` is not given.
 pub fn remove(store: &Store, text: &str, force: bool, uses: &[ContainerUse]) -> Result<Removal> {
-    let removal = store.update_catalog(|catalog| remove_from(catalog, text, force, uses))?;
+    let removal = store.update_catalog(|catalog| remove_from(catalog, text, force, uses));
+    let removal = removal.map_err(|error| match error {
+        ImageError::NotFound(_) => in_other_store(store, text).unwrap_or(error),
+        error => error,
+    })?;
     if !removal.deleted.is_empty() {
         store.collect()?;
     }
     Ok(removal)
+}
+
+/// The error for an image that only an additional store has.
+fn in_other_store(store: &Store, text: &str) -> Option<ImageError> {
+    let catalog = store.catalog().ok()?;
+    let root = catalog.read_only.get(&find(&catalog, text).ok()?)?;
+    Some(ImageError::ReadOnly { image: text.to_owned(), store: root.clone() })
 }
 
 fn remove_from(catalog: &mut Catalog, text: &str, force: bool, uses: &[ContainerUse]) -> Result<Removal> {
@@ -96,7 +109,7 @@ fn remove_from(catalog: &mut Catalog, text: &str, force: bool, uses: &[Container
                 format!("image is being used by stopped container {}", user.container),
             );
         }
-        return Ok(delete(catalog, &id, names));
+        return Ok(delete(catalog, &id, &names));
     }
     let reference = text.parse::<Reference>()?.with_default_tag();
     if names.len() == 1
@@ -115,12 +128,29 @@ fn remove_from(catalog: &mut Catalog, text: &str, force: bool, uses: &[Container
     };
     let all = catalog.names_of(&id).count();
     if names.len() == all && !is_used {
-        return Ok(delete(catalog, &id, names));
+        return Ok(delete(catalog, &id, &names));
     }
-    for name in &names {
-        catalog.names.remove(name);
+    Ok(Removal { untagged: untag(catalog, &names), deleted: Vec::new() })
+}
+
+/// Takes names away. The digest that an image came with goes with the last name of its repository,
+/// and is told as a name of its own, as Docker does.
+fn untag(catalog: &mut Catalog, names: &[String]) -> Vec<String> {
+    let mut untagged = Vec::new();
+    let mut digests: Vec<Reference> = Vec::new();
+    for name in names {
+        let removed = catalog.names.remove(name);
+        untagged.push(familiar(name));
+        if let (Some(digest), Ok(name)) = (removed.and_then(|entry| entry.digest), name.parse::<Reference>())
+        {
+            digests.push(name.with_digest(digest));
+        }
     }
-    Ok(Removal { untagged: names.iter().map(|name| familiar(name)).collect(), deleted: Vec::new() })
+    digests.sort();
+    digests.dedup();
+    let is_gone = |reference: &&Reference| super::find::by_name(catalog, reference).is_none();
+    untagged.extend(digests.iter().filter(is_gone).map(Reference::familiar));
+    untagged
 }
 
 fn names_in_repository(names: &[String], repository: &str) -> Vec<String> {
@@ -134,13 +164,8 @@ fn familiar(name: &str) -> String {
 }
 
 /// Takes an image out of the catalog and says which trees no other image has.
-fn delete(catalog: &mut Catalog, id: &Digest, names: Vec<String>) -> Removal {
-    let mut removal = Removal::default();
-    for name in names {
-        catalog.names.remove(&name);
-        removal.untagged.push(familiar(&name));
-    }
-    removal.deleted.push(id.clone());
+fn delete(catalog: &mut Catalog, id: &Digest, names: &[String]) -> Removal {
+    let mut removal = Removal { untagged: untag(catalog, names), deleted: vec![id.clone()] };
     if let Some(entry) = catalog.images.remove(id) {
         let others: HashSet<Digest> =
             catalog.images.values().flat_map(|entry| chain_ids(&entry.layers)).collect();
@@ -183,8 +208,8 @@ pub fn prune(
             .filter(|id| all || catalog.names_of(id).next().is_none())
             .collect();
         let delete_one = |id: &Digest| {
-            let names = catalog.names_of(id).map(|(name, _)| name.to_owned()).collect();
-            delete(catalog, id, names)
+            let names: Vec<String> = catalog.names_of(id).map(|(name, _)| name.to_owned()).collect();
+            delete(catalog, id, &names)
         };
         Ok::<_, StoreError>(unused.iter().map(delete_one).collect())
     })?;

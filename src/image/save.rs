@@ -1,69 +1,92 @@
 //! Writing images out: `hostel save`.
 //!
-//! The archive is what `docker save` writes since version 25: an OCI image layout whose layers are
-//! uncompressed, with manifest.json beside it. Docker, podman and skopeo read it, either way.
-//! Members follow from the images alone, so saving twice gives the same bytes.
+//! Four forms. A *docker-archive* is what `docker save` writes since version 25: an OCI image layout
+//! whose layers are uncompressed, with manifest.json beside it; Docker, podman and skopeo read it,
+//! either way. An *oci-archive* is the layout alone, an *oci-dir* the same in a directory; there an
+//! image's tag is its whole name, as podman writes and expects it. A *docker-dir* is one image as
+//! skopeo's `dir:` has it: manifest.json, version, and a file a blob.
+//!
+//! What is written follows from the images alone, so saving twice gives the same bytes.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
 
 use super::error::{ImageError, Result};
 use super::find::find;
 use super::reference::Reference;
 use crate::id::Digest;
-use crate::store::{Catalog, Store};
+use crate::store::{Catalog, ImageEntry, Store};
+
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+/// What skopeo's `dir:` begins with.
+const DIR_VERSION: &[u8] = b"Directory Transport Version: 1.1\n";
+
+/// How images are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SaveFormat {
+    /// What `docker save` writes.
+    #[default]
+    DockerArchive,
+    /// A tar of an OCI layout.
+    OciArchive,
+    /// An OCI layout.
+    OciDir,
+    /// One image in a directory, with Docker's media types.
+    DockerDir,
+}
 
 /// Writes images, each asked for by a name or an id, as one archive to `out`. `path` is what
 /// messages call it. Under a name only that name is saved, under an id none.
 ///
 /// # Errors
 /// There is no such image; the archive cannot be written.
-pub fn save(store: &Store, texts: &[String], out: &mut File, path: &std::path::Path) -> Result<()> {
+pub fn save(store: &Store, texts: &[String], format: SaveFormat, out: &mut File, path: &Path) -> Result<()> {
+    let mut tar = TarWriter { out };
+    write(store, texts, format, &mut tar, path)?;
+    // Two blocks of zeros end an archive (pax(1), ustar interchange format).
+    out.write_all(&[0; 1024]).map_err(|source| ImageError::Write { path: path.to_owned(), source })
+}
+
+/// Writes images into a directory, which is made if it is not there.
+///
+/// # Errors
+/// As [`save`]; of a docker-dir, more than one image.
+pub fn save_directory(store: &Store, texts: &[String], format: SaveFormat, path: &Path) -> Result<()> {
+    let failed = |source| ImageError::Write { path: path.to_owned(), source };
+    DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed)?;
+    let mut directory = DirectoryWriter { root: path.to_owned() };
+    write(store, texts, format, &mut directory, path)
+}
+
+fn write(
+    store: &Store,
+    texts: &[String],
+    format: SaveFormat,
+    target: &mut dyn Target,
+    path: &Path,
+) -> Result<()> {
     let _lock = store.lock_content()?;
     let catalog = store.catalog()?;
     let images = chosen(&catalog, texts)?;
-    let failed = |source| ImageError::Write { path: path.to_owned(), source };
-    let mut writer = Writer { out, written: HashSet::new() };
-    let mut manifest = Vec::new();
-    let mut descriptors = Vec::new();
-    let mut repositories: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-    writer.directory("blobs/").map_err(failed)?;
-    writer.directory("blobs/sha256/").map_err(failed)?;
-    for (id, names) in &images {
-        let entry = catalog.images.get(id).ok_or_else(|| ImageError::NotFound(id.to_string()))?;
-        for layer in &entry.layers {
-            let path = store.layer_tar(layer);
-            let file = File::open(&path).map_err(|source| ImageError::Read { path, source })?;
-            writer.layer(layer, file).map_err(failed)?;
-        }
-        for digest in [id, &entry.manifest] {
-            let bytes = store.blob(digest)?.ok_or_else(|| ImageError::NotFound(digest.to_string()))?;
-            writer.blob(digest, &bytes).map_err(failed)?;
-        }
-        let layers: Vec<String> = entry.layers.iter().map(blob_path).collect();
-        // Whole names: podman takes a short one for an image of no registry.
-        let tags: Vec<String> = names.iter().map(ToString::to_string).collect();
-        manifest.push(json!({ "Config": blob_path(id), "RepoTags": tags, "Layers": layers }));
-        descriptors.extend(described(entry, names));
-        for name in names {
-            let top = entry.layers.last().map_or(String::new(), |layer| layer.hex().to_owned());
-            let tags = repositories.entry(name.familiar_repository()).or_default();
-            tags.insert(name.tag().unwrap_or_default().to_owned(), top);
-        }
+    let mut writer = Writer { store, target, path, written: HashSet::new() };
+    match (format, &images[..]) {
+        (SaveFormat::DockerDir, [(id, _)]) => writer.docker_directory(&catalog, id),
+        (SaveFormat::DockerDir, _) => Err(ImageError::OneImageOnly { path: path.to_owned() }),
+        (SaveFormat::DockerArchive, _) => writer.layout(&catalog, &images, true),
+        (SaveFormat::OciArchive | SaveFormat::OciDir, _) => writer.layout(&catalog, &images, false),
     }
-    let index = json!({
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": descriptors,
-    });
-    writer.file("index.json", index.to_string().as_bytes()).map_err(failed)?;
-    writer.file("manifest.json", Value::Array(manifest).to_string().as_bytes()).map_err(failed)?;
-    writer.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#).map_err(failed)?;
-    writer.file("repositories", json!(repositories).to_string().as_bytes()).map_err(failed)?;
-    // Two blocks of zeros end an archive (pax(1), ustar interchange format).
-    writer.out.write_all(&[0; 1024]).map_err(failed)
 }
 
 /// The images that were asked for, in that order, each with the names under which it was.
@@ -88,20 +111,19 @@ fn chosen(catalog: &Catalog, texts: &[String]) -> Result<Vec<(Digest, Vec<Refere
     Ok(images)
 }
 
-fn described(entry: &crate::store::ImageEntry, names: &[Reference]) -> Vec<Value> {
+fn described(entry: &ImageEntry, names: &[Reference], with_docker: bool) -> Vec<Value> {
     let descriptor = json!({
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "digest": entry.manifest, "size": entry.manifest_bytes,
+        "mediaType": OCI_MANIFEST, "digest": entry.manifest, "size": entry.manifest_bytes,
         "platform": { "architecture": entry.architecture, "os": entry.os },
     });
     if names.is_empty() {
         return vec![descriptor];
     }
     let named = |name: &Reference| {
+        let tag = if with_docker { name.tag().unwrap_or_default().to_owned() } else { name.to_string() };
         let mut descriptor = descriptor.clone();
         descriptor["annotations"] = json!({
-            "io.containerd.image.name": name.to_string(),
-            "org.opencontainers.image.ref.name": name.tag().unwrap_or_default(),
+            "io.containerd.image.name": name.to_string(), "org.opencontainers.image.ref.name": tag,
         });
         descriptor
     };
@@ -112,13 +134,134 @@ fn blob_path(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
+/// Where files are written to.
+trait Target {
+    fn directory(&mut self, name: &str) -> io::Result<()>;
+    fn file(&mut self, name: &str, bytes: &[u8]) -> io::Result<()>;
+    /// Copies a file of `size` bytes, which the kernel does where it can (copy_file_range, splice).
+    fn copy(&mut self, name: &str, from: &mut File, size: u64) -> io::Result<()>;
+}
+
 struct Writer<'a> {
-    out: &'a mut File,
-    /// Blobs that are in the archive.
+    store: &'a Store,
+    target: &'a mut dyn Target,
+    /// What messages call the target.
+    path: &'a Path,
+    /// Blobs that have been written.
     written: HashSet<Digest>,
 }
 
 impl Writer<'_> {
+    fn layout(
+        &mut self,
+        catalog: &Catalog,
+        images: &[(Digest, Vec<Reference>)],
+        with_docker: bool,
+    ) -> Result<()> {
+        let path = self.path.to_owned();
+        let failed = |source| ImageError::Write { path: path.clone(), source };
+        let mut manifest = Vec::new();
+        let mut descriptors = Vec::new();
+        let mut repositories: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+        self.target.directory("blobs/").map_err(failed)?;
+        self.target.directory("blobs/sha256/").map_err(failed)?;
+        for (id, names) in images {
+            let entry = entry_of(catalog, id)?;
+            for layer in &entry.layers {
+                self.layer(&blob_path(layer), layer)?;
+            }
+            for digest in [id, &entry.manifest] {
+                self.blob(&blob_path(digest), digest)?;
+            }
+            let layers: Vec<String> = entry.layers.iter().map(blob_path).collect();
+            // Whole names: podman takes a short one for an image of no registry.
+            let tags: Vec<String> = names.iter().map(ToString::to_string).collect();
+            manifest.push(json!({ "Config": blob_path(id), "RepoTags": tags, "Layers": layers }));
+            descriptors.extend(described(entry, names, with_docker));
+            for name in names {
+                let top = entry.layers.last().map_or(String::new(), |layer| layer.hex().to_owned());
+                let tags = repositories.entry(name.familiar_repository()).or_default();
+                tags.insert(name.tag().unwrap_or_default().to_owned(), top);
+            }
+        }
+        let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": descriptors });
+        self.target.file("index.json", index.to_string().as_bytes()).map_err(failed)?;
+        if with_docker {
+            self.target
+                .file("manifest.json", Value::Array(manifest).to_string().as_bytes())
+                .map_err(failed)?;
+        }
+        self.target.file("oci-layout", OCI_LAYOUT).map_err(failed)?;
+        if with_docker {
+            self.target.file("repositories", json!(repositories).to_string().as_bytes()).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn docker_directory(&mut self, catalog: &Catalog, id: &Digest) -> Result<()> {
+        let path = self.path.to_owned();
+        let failed = |source| ImageError::Write { path: path.clone(), source };
+        let entry = entry_of(catalog, id)?;
+        let mut layers = Vec::new();
+        for layer in &entry.layers {
+            let size = self.layer(layer.hex(), layer)?;
+            layers.push(json!({ "mediaType": DOCKER_LAYER, "size": size, "digest": layer }));
+        }
+        let size = self.blob(id.hex(), id)?;
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": DOCKER_MANIFEST,
+            "config": { "mediaType": DOCKER_CONFIG, "size": size, "digest": id },
+            "layers": layers,
+        });
+        self.target.file("manifest.json", manifest.to_string().as_bytes()).map_err(failed)?;
+        self.target.file("version", DIR_VERSION).map_err(failed)
+    }
+
+    /// Writes a config or manifest, once, and gives its size.
+    fn blob(&mut self, name: &str, digest: &Digest) -> Result<u64> {
+        let missing = || ImageError::NotFound(digest.to_string());
+        let bytes = self.store.blob(digest)?.ok_or_else(missing)?;
+        if self.written.insert(digest.clone()) {
+            // A damaged blob would be refused by whoever reads this, too late.
+            let found = Digest::from_bytes(&Sha256::digest(&bytes).into());
+            super::ingest::check_digest(name, Some(digest), &found)?;
+            self.target
+                .file(name, &bytes)
+                .map_err(|source| ImageError::Write { path: self.path.to_owned(), source })?;
+        }
+        Ok(bytes.len() as u64)
+    }
+
+    /// Writes a layer, once, and gives its size.
+    fn layer(&mut self, name: &str, digest: &Digest) -> Result<u64> {
+        let path = self.store.layer_tar(digest);
+        let unreadable = |source| ImageError::Read { path: path.clone(), source };
+        let mut tar = File::open(&path).map_err(unreadable)?;
+        let size = tar.metadata().map_err(unreadable)?.len();
+        if self.written.insert(digest.clone()) {
+            self.target
+                .copy(name, &mut tar, size)
+                .map_err(|source| ImageError::Write { path: self.path.to_owned(), source })?;
+        }
+        Ok(size)
+    }
+}
+
+fn entry_of<'a>(catalog: &'a Catalog, id: &Digest) -> Result<&'a ImageEntry> {
+    catalog.images.get(id).ok_or_else(|| ImageError::NotFound(id.to_string()))
+}
+
+/// Copies a whole file; one that is longer or shorter than it was is not what was promised.
+fn copy_whole(from: &mut File, to: &mut File, size: u64) -> io::Result<()> {
+    let copied = io::copy(from, to)?;
+    if copied == size { Ok(()) } else { Err(io::Error::other("a layer changed while it was read")) }
+}
+
+struct TarWriter<'a> {
+    out: &'a mut File,
+}
+
+impl Target for TarWriter<'_> {
     fn directory(&mut self, name: &str) -> io::Result<()> {
         self.header(name, EntryType::Directory, 0o755, 0)
     }
@@ -129,25 +272,14 @@ impl Writer<'_> {
         self.pad(bytes.len() as u64)
     }
 
-    fn blob(&mut self, digest: &Digest, bytes: &[u8]) -> io::Result<()> {
-        if self.written.insert(digest.clone()) { self.file(&blob_path(digest), bytes) } else { Ok(()) }
-    }
-
-    /// Copies a layer from file to file, which the kernel does where it can (copy_file_range,
-    /// splice).
-    fn layer(&mut self, digest: &Digest, mut tar: File) -> io::Result<()> {
-        if !self.written.insert(digest.clone()) {
-            return Ok(());
-        }
-        let size = tar.metadata()?.len();
-        self.header(&blob_path(digest), EntryType::Regular, 0o644, size)?;
-        let copied = io::copy(&mut tar, self.out)?;
-        if copied != size {
-            return Err(io::Error::other(format!("layer {digest} changed while it was read")));
-        }
+    fn copy(&mut self, name: &str, from: &mut File, size: u64) -> io::Result<()> {
+        self.header(name, EntryType::Regular, 0o644, size)?;
+        copy_whole(from, self.out, size)?;
         self.pad(size)
     }
+}
 
+impl TarWriter<'_> {
     fn header(&mut self, name: &str, kind: EntryType, mode: u32, size: u64) -> io::Result<()> {
         let mut header = Header::new_ustar();
         header.set_path(name)?;
@@ -164,5 +296,38 @@ impl Writer<'_> {
     fn pad(&mut self, size: u64) -> io::Result<()> {
         let rest = (512 - size % 512) % 512;
         self.out.write_all(&[0; 512][..usize::try_from(rest).unwrap_or(0)])
+    }
+}
+
+/// Files of a directory; whole ones replace what is there.
+struct DirectoryWriter {
+    root: PathBuf,
+}
+
+impl DirectoryWriter {
+    fn write(&self, name: &str, content: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+        let place = self.root.join(name);
+        let beside = place.with_extension(format!("part-{}", std::process::id()));
+        let mut file = File::create(&beside)?;
+        let written = content(&mut file).and_then(|()| fs::rename(&beside, &place));
+        if written.is_err() {
+            // The first error is the one to tell.
+            let _ = fs::remove_file(&beside);
+        }
+        written
+    }
+}
+
+impl Target for DirectoryWriter {
+    fn directory(&mut self, name: &str) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o755).create(self.root.join(name))
+    }
+
+    fn file(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.write(name, |file| file.write_all(bytes))
+    }
+
+    fn copy(&mut self, name: &str, from: &mut File, size: u64) -> io::Result<()> {
+        self.write(name, |file| copy_whole(from, file, size))
     }
 }

@@ -562,7 +562,7 @@ fn what_is_saved_loads_again_byte_for_byte() {
     let path = world.dir.path().join("saved.tar");
     let save_to = |path: &Path| {
         let texts = ["x:1", "x:2", "y:2"].map(str::to_owned);
-        save(&world.store, &texts, &mut File::create(path).unwrap(), path).unwrap();
+        save(&world.store, &texts, SaveFormat::default(), &mut File::create(path).unwrap(), path).unwrap();
         fs::read(path).unwrap()
     };
     let bytes = save_to(&path);

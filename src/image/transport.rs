@@ -29,6 +29,16 @@ pub enum Source {
         /// The archive.
         file: PathBuf,
     },
+    /// `containers-storage:NAME`: an image of podman's and buildah's store.
+    ContainersStorage {
+        /// What it is called there.
+        name: String,
+    },
+    /// `docker-daemon:NAME`: an image of a Docker daemon.
+    DockerDaemon {
+        /// What it is called there.
+        name: String,
+    },
     /// `rootfs:DIR`: a root file system unpacked in a directory.
     Rootfs {
         /// The directory.
@@ -40,13 +50,19 @@ pub enum Source {
 
 impl Source {
     /// Tells what `text` names. A transport's prefix counts only where a path follows (with a `/`
-    /// in it, or a `.` in front), because `oci:v1` is a valid name.
+    /// in it, or a `.` in front), because `oci:v1` is a valid name; those of other engines always
+    /// count.
     ///
     /// # Errors
     /// `host:` with a path other than `/`.
     pub fn parse(text: &str) -> Result<Self, ImageError> {
         let stored = || Self::Stored(text.to_owned());
         let Some((transport, path)) = text.split_once(':') else { return Ok(stored()) };
+        match transport {
+            "containers-storage" => return Ok(Self::ContainersStorage { name: path.to_owned() }),
+            "docker-daemon" => return Ok(Self::DockerDaemon { name: path.to_owned() }),
+            _ => {}
+        }
         if !path.contains('/') && !path.starts_with('.') {
             return Ok(stored());
         }
@@ -80,6 +96,8 @@ impl fmt::Display for Source {
             Self::OciLayout { directory, tag } => tagged(f, "oci", directory, tag),
             Self::OciArchive { file, tag } => tagged(f, "oci-archive", file, tag),
             Self::DockerArchive { file } => tagged(f, "docker-archive", file, &None),
+            Self::ContainersStorage { name } => write!(f, "containers-storage:{name}"),
+            Self::DockerDaemon { name } => write!(f, "docker-daemon:{name}"),
             Self::Rootfs { directory } => tagged(f, "rootfs", directory, &None),
             Self::Host => f.write_str("host:/"),
         }
@@ -120,6 +138,8 @@ mod tests {
             ("docker-archive:./a:b.tar", Source::DockerArchive { file: "./a:b.tar".into() }),
             ("rootfs:/srv/root", Source::Rootfs { directory: "/srv/root".into() }),
             ("host:/", Source::Host),
+            ("containers-storage:a:1", Source::ContainersStorage { name: "a:1".to_owned() }),
+            ("docker-daemon:r/a:1", Source::DockerDaemon { name: "r/a:1".to_owned() }),
             ("host:5000/a", stored("host:5000/a")),
         ];
         for (text, source) in table {

@@ -4,11 +4,13 @@
 //! other tools and may, after a kill, be one change behind.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Result, Store, read_json};
+use super::{Result, Store, StoreError, read_json};
 use crate::id::Digest;
 
 /// Media types of the OCI image specification (media-types.md) that the store itself writes.
@@ -17,6 +19,11 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 
+/// A file that holds room for the next catalog.
+const RESERVE: &str = "reserve";
+/// images.json and index.json need some 700 bytes an image, both beside their old ones.
+const RESERVE_BYTES: usize = 256 << 10;
+
 /// The images of a store and their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Catalog {
@@ -24,6 +31,9 @@ pub struct Catalog {
     pub images: BTreeMap<Digest, ImageEntry>,
     /// Images by canonical name (`docker.io/library/debian:12`).
     pub names: BTreeMap<String, NameEntry>,
+    /// Those of the images that are another store's, with its root.
+    #[serde(skip)]
+    pub read_only: BTreeMap<Digest, PathBuf>,
 }
 
 /// What listing an image needs to know of it.
@@ -77,11 +87,11 @@ impl Catalog {
 }
 
 impl Store {
-    /// Reads the catalog.
+    /// The store's own images.
     ///
     /// # Errors
     /// images.json is damaged or cannot be read.
-    pub fn catalog(&self) -> Result<Catalog> {
+    pub fn own_catalog(&self) -> Result<Catalog> {
         Ok(read_json(&self.root, &self.path("images.json"))?.unwrap_or_default())
     }
 
@@ -95,14 +105,40 @@ impl Store {
         change: impl FnOnce(&mut Catalog) -> Result<T, E>,
     ) -> Result<T, E> {
         let _lock = self.lock_catalog()?;
-        let before = self.catalog()?;
+        let before = self.own_catalog()?;
+        self.keep_reserve();
         let mut catalog = before.clone();
         let value = change(&mut catalog)?;
         if catalog != before {
-            self.write_json(&self.path("images.json"), &catalog)?;
-            self.write_layout(&catalog)?;
+            let written = self.write_catalog(&catalog);
+            // Taking images away has to work on a full disk, as that is how it gets room again.
+            let shrinks =
+                catalog.images.len() <= before.images.len() && catalog.names.len() <= before.names.len();
+            match written {
+                Err(StoreError::Full { .. }) if shrinks && self.release_reserve() => {
+                    self.write_catalog(&catalog)?;
+                }
+                written => written?,
+            }
         }
         Ok(value)
+    }
+
+    fn write_catalog(&self, catalog: &Catalog) -> Result<()> {
+        self.write_json(&self.path("images.json"), catalog)?;
+        self.write_layout(catalog)
+    }
+
+    /// Keeps some bytes of the disk for the day when it is full. Without them all else works.
+    fn keep_reserve(&self) {
+        let place = self.path(RESERVE);
+        if !place.exists() {
+            let _ = self.write(&place, &vec![0; RESERVE_BYTES]);
+        }
+    }
+
+    fn release_reserve(&self) -> bool {
+        fs::remove_file(self.path(RESERVE)).is_ok()
     }
 
     /// Writes what other tools read of the catalog.
@@ -155,7 +191,6 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use super::*;
-    use crate::store::StoreError;
 
     fn entry(byte: u8) -> ImageEntry {
         ImageEntry {

@@ -35,6 +35,15 @@ struct ManifestLayer {
     digest: Digest,
 }
 
+/// What the images of a store take on the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskUsage {
+    /// Bytes of all blobs, layers and merged indexes.
+    pub bytes: u64,
+    /// Those of them that certain images need.
+    pub needed: u64,
+}
+
 /// Names that stay.
 #[derive(Default)]
 struct Live {
@@ -64,7 +73,7 @@ impl Store {
     /// The catalog or a container's record cannot be read, a file cannot be removed.
     pub fn collect(&self) -> Result<Option<Collected>> {
         let Some(_lock) = self.try_lock_content_exclusive()? else { return Ok(None) };
-        let catalog = self.catalog()?;
+        let catalog = self.own_catalog()?;
         let mut live = Live::default();
         for (id, entry) in &catalog.images {
             live.add(id, &entry.layers);
@@ -122,6 +131,53 @@ impl Store {
                 collected.bytes += metadata.len();
             }
         }
+    }
+
+    /// What blobs, layers and merged indexes take on the disk, and what of it these images need.
+    ///
+    /// # Errors
+    /// The catalog or a directory cannot be read.
+    pub fn disk_usage(&self, needed: &HashSet<Digest>) -> Result<DiskUsage> {
+        let catalog = self.own_catalog()?;
+        let mut live = Live::default();
+        for id in needed {
+            let entry = catalog.images.get(id);
+            let layers = match entry {
+                Some(entry) => Some(entry.layers.clone()),
+                None => self.layers_of_config(id)?,
+            };
+            live.add(id, &layers.unwrap_or_default());
+            live.blobs.extend(entry.iter().map(|entry| OsString::from(entry.manifest.hex())));
+        }
+        let mut usage = DiskUsage::default();
+        let places = [
+            ("blobs/sha256", &live.blobs),
+            ("layers", &live.layers),
+            ("merged", &live.merged),
+            ("native", &live.merged),
+            ("materialised", &live.merged),
+        ];
+        for (name, live) in places {
+            let directory = self.path(name);
+            // Of a store that an older version made.
+            if !directory.exists() {
+                continue;
+            }
+            for entry in fs::read_dir(&directory).map_err(StoreError::io("read", &directory))? {
+                let entry = entry.map_err(StoreError::io("read", &directory))?;
+                let bytes = match entry.metadata() {
+                    Ok(metadata) if metadata.is_dir() => directory_bytes(&entry.path()),
+                    Ok(metadata) if metadata.is_file() => metadata.len(),
+                    // A link to a layer, or taken away meanwhile.
+                    _ => 0,
+                };
+                usage.bytes += bytes;
+                if live.contains(&entry.file_name()) {
+                    usage.needed += bytes;
+                }
+            }
+        }
+        Ok(usage)
     }
 
     /// The images of all containers. A record that cannot be read might name any: then nothing may go.

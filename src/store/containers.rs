@@ -12,6 +12,9 @@
 //! containers/.lock-<id>, .new-<id>, .rm-<id>   being made, being removed; left over only by a kill -9
 //! ```
 //!
+//! Where the store's filesystem is no place for locks and writable layers, `lock` and `local` are
+//! symbolic links into a directory that is (see `local`).
+//!
 //! Liveness is the lock and nothing else, so a reused pid cannot fool it. The lock is asked for
 //! with F_OFD_GETLK, which takes nothing: looking never disturbs a start. A container whose lock is
 //! free, with a state and no exit after it, lost its keeper: `Containers::settle` ends what is
@@ -63,6 +66,14 @@ pub enum ContainerError {
     /// Somebody else holds the container's lock.
     #[error("container {0} is running or being started by another command")]
     Busy(ContainerId),
+    /// The container was made on another machine that shares this store.
+    #[error("container {id} belongs to another machine (machine id {machine}): use it there")]
+    Elsewhere {
+        /// The container.
+        id: ContainerId,
+        /// The machine.
+        machine: String,
+    },
     /// A file of the container cannot be read or written.
     #[error("cannot {action} {path}")]
     Io {
@@ -171,6 +182,8 @@ pub enum Status {
     Running(State),
     /// It ended.
     Exited(Option<State>, ExitRecord),
+    /// It belongs to another machine that shares this store, and is left alone: that machine's id.
+    Elsewhere(String),
 }
 
 impl Status {
@@ -181,6 +194,7 @@ impl Status {
             Self::Created | Self::Starting => "created",
             Self::Running(_) => "running",
             Self::Exited(..) => "exited",
+            Self::Elsewhere(_) => "unknown",
         }
     }
 
@@ -262,13 +276,33 @@ impl Containers {
         }
         // Held until the container is visible: whoever finds it unlocked may remove all of this.
         let gate = self.dir.join(format!(".lock-{}", record.id));
-        let lock = locked_file(&self.dir, &gate).map_err(io_error("lock", &gate))?;
+        let away = Some(&record.local_dir).filter(|dir| !dir.starts_with(&self.dir));
+        let mut undo_away = Undo(None);
+        let lock = match away {
+            None => locked_file(&self.dir, &gate).map_err(io_error("lock", &gate))?,
+            Some(away) => {
+                make_dir(away)?;
+                undo_away = Undo(Some(away.clone()));
+                let target = away.join("lock");
+                let lock = locked_file(away, &target).map_err(io_error("lock", &target))?;
+                std::os::unix::fs::symlink(&target, &gate).map_err(io_error("create", &gate))?;
+                lock
+            }
+        };
         make_dir(&staging)?;
         let undo = Undo(Some(staging.clone()));
         let named = staging.join("lock");
         fs::rename(&gate, &named).map_err(io_error("create", &named))?;
-        for sub in ["etc", "local", "local/upper", "local/work"] {
-            make_dir(&staging.join(sub))?;
+        make_dir(&staging.join("etc"))?;
+        let local = staging.join("local");
+        match away {
+            None => make_dir(&local)?,
+            Some(away) => {
+                std::os::unix::fs::symlink(away, &local).map_err(io_error("create", &local))?;
+            }
+        }
+        for sub in ["upper", "work"] {
+            make_dir(&local.join(sub))?;
         }
         // Nobody sees the directory yet: no need to write beside and rename.
         write_new_json(&staging.join("record.json"), record)?;
@@ -279,6 +313,7 @@ impl Containers {
             return Err(ContainerError::Io { action: "create", path: self.path(&record.id), source });
         }
         undo.disarm();
+        undo_away.disarm();
         drop(lock);
         Ok(())
     }
@@ -297,6 +332,44 @@ impl Containers {
         let staged = StagedTree { path, gate, _lock: lock };
         fs::DirBuilder::new().mode(0o700).create(&staged.path)?;
         Ok(staged)
+    }
+
+    /// Where a new container's writable layer and lock go.
+    ///
+    /// # Errors
+    /// The store's filesystem is no place for them, and no other is.
+    pub fn local_dir(&self, id: &ContainerId) -> Result<PathBuf> {
+        let root = self.store_root();
+        let instead = super::local::directory(root).map_err(io_error("find a local directory for", root))?;
+        Ok(instead.map_or_else(|| self.path(id).join("local"), |dir| dir.join(id.as_str())))
+    }
+
+    /// What it means that a container's lock cannot be found: another machine's, or gone.
+    fn lock_is_away(&self, id: &ContainerId) -> Result<()> {
+        if !self.path(id).join("lock").is_symlink() {
+            return Err(ContainerError::NotFound(id.to_string()));
+        }
+        let record = self.record(id)?;
+        if record.machine_id != machine_id() {
+            return Err(ContainerError::Elsewhere { id: id.clone(), machine: record.machine_id });
+        }
+        Ok(())
+    }
+
+    /// A whole local directory was wiped: a new lock lets the container be removed.
+    fn lock_anew(&self, id: &ContainerId) -> Result<()> {
+        self.lock_is_away(id)?;
+        let link = self.path(id).join("lock");
+        let target = fs::read_link(&link).map_err(io_error("read", &link))?;
+        if let Some(parent) = target.parent() {
+            make_dir(parent)?;
+        }
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(io_error("create", &target)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A link whose making is atomic reserves the name; one whose container is gone is taken over.
@@ -417,6 +490,9 @@ impl Containers {
     /// [`ContainerError::Busy`] when somebody has it.
     pub fn lock(&self, id: &ContainerId) -> Result<Lock> {
         let path = self.path(id).join("lock");
+        if path.is_symlink() && !path.exists() {
+            self.lock_anew(id)?;
+        }
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -450,7 +526,11 @@ impl Containers {
     /// When the lock file cannot be opened.
     pub fn is_locked(&self, id: &ContainerId) -> Result<bool> {
         let path = self.path(id).join("lock");
-        is_file_locked(&path).map_err(|source| Self::gone_or_io(id, "query the lock", &path, source))
+        match is_file_locked(&path) {
+            Ok(locked) => Ok(locked),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.lock_is_away(id).map(|()| false),
+            Err(source) => Err(Self::gone_or_io(id, "query the lock", &path, source)),
+        }
     }
 
     /// Where the container is in its life, as the disk tells it.
@@ -462,7 +542,10 @@ impl Containers {
     pub fn status(&self, id: &ContainerId) -> Result<Status> {
         // A keeper may end between two of these reads: then the second round sees its last word.
         for _ in 0..2 {
-            let locked = self.is_locked(id)?;
+            let locked = match self.is_locked(id) {
+                Err(ContainerError::Elsewhere { machine, .. }) => return Ok(Status::Elsewhere(machine)),
+                other => other?,
+            };
             let state: Option<State> = optional(read_json(&self.path(id).join("state.json")))?;
             let exit: Option<ExitRecord> = optional(read_json(&self.path(id).join("exit.json")))?;
             match (locked, state, exit) {
@@ -622,17 +705,22 @@ fn locked_file(dir: &Path, name: &Path) -> io::Result<File> {
     let lock = |file: &File| fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))).map(drop);
     let unnamed =
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(dir);
-    let Ok(unnamed) = unnamed else {
+    let locked_named = || {
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(name)?;
         lock(&file)?;
-        return Ok(file);
+        Ok(file)
     };
+    let Ok(unnamed) = unnamed else { return locked_named() };
     lock(&unnamed)?;
     // How open(2) says to name it without privilege.
     let source = PathBuf::from(format!("/proc/self/fd/{}", unnamed.as_raw_fd()));
     let here = nix::fcntl::AT_FDCWD;
-    nix::unistd::linkat(here, &source, here, name, nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW)?;
-    Ok(unnamed)
+    match nix::unistd::linkat(here, &source, here, name, nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW) {
+        Ok(()) => Ok(unnamed),
+        Err(Errno::EEXIST) => Err(Errno::EEXIST.into()),
+        // No hard links here.
+        Err(_) => locked_named(),
+    }
 }
 
 /// Whether anybody holds a file's lock; looking takes nothing.

@@ -47,7 +47,13 @@ impl Store {
     /// # Errors
     /// The file cannot be read or is too large.
     pub fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
-        read_limited(&self.blob_path(digest), MAX_BLOB_BYTES)
+        match read_limited(&self.blob_path(digest), MAX_BLOB_BYTES)? {
+            Some(bytes) => Ok(Some(bytes)),
+            None => match self.shared_blob(digest) {
+                Some(path) => read_limited(&path, MAX_BLOB_BYTES),
+                None => Ok(None),
+            },
+        }
     }
 
     /// Stores a config or manifest.
@@ -74,6 +80,9 @@ impl Store {
             let metadata = fs::metadata(&path).map_err(StoreError::io("look at", &path))?;
             Ok((layer.clone(), metadata.len()))
         };
+        for layer in layers.iter().filter(|layer| self.is_shared(&self.layer_tar(layer))) {
+            self.link_layer(layer)?;
+        }
         let layers = layers.iter().map(sized).collect::<Result<Vec<_>>>()?;
         let bytes = layout_manifest(config, &layers);
         Ok((self.put_blob(&bytes)?, bytes.len() as u64))
@@ -89,7 +98,13 @@ impl Store {
         self.layer_directory(diff_id).join("layer.tar")
     }
 
+    /// Where a layer is: here, in an additional store, or nowhere yet.
     fn layer_directory(&self, diff_id: &Digest) -> PathBuf {
+        let own = self.own_layer_directory(diff_id);
+        if self.shared.is_empty() || own.exists() { own } else { self.shared_layer(diff_id).unwrap_or(own) }
+    }
+
+    fn own_layer_directory(&self, diff_id: &Digest) -> PathBuf {
         self.path("layers").join(diff_id.hex())
     }
 
@@ -145,6 +160,9 @@ impl Store {
                 Ok(_) | Err(_) => {}
             }
         }
+        if let Some(shared) = self.shared_merged(&place.file_name().unwrap_or_default().to_string_lossy()) {
+            return Ok(shared);
+        }
         let merged = self.merge(layers)?;
         let staged = self.stage();
         let mut file = create_file(staged.path())?;
@@ -188,7 +206,9 @@ impl Store {
             .map_err(|source| StoreError::Layer { layer: layer.clone(), source })?;
         let mut bytes = Vec::new();
         index.write_to(&mut bytes).map_err(StoreError::io("write", &place))?;
-        self.write(&place, &bytes)?;
+        if !self.is_shared(&place) {
+            self.write(&place, &bytes)?;
+        }
         Ok(index)
     }
 }
@@ -224,7 +244,7 @@ impl LayerWriter {
         self.tar.sync().map_err(StoreError::io("sync", path))?;
         sync_directory(path)?;
         let layer = StoredLayer { tar_bytes: self.tar.written(), content_bytes: index.total_size() };
-        self.staged.publish(&self.store.layer_directory(diff_id))?;
+        self.staged.publish(&self.store.own_layer_directory(diff_id))?;
         self.store.link_layer(diff_id)?;
         Ok(layer)
     }
@@ -270,7 +290,10 @@ impl Store {
 
     /// Shows a layer as a blob of the layout. Its loss harms other tools only, so it is not synced.
     pub(super) fn link_layer(&self, diff_id: &Digest) -> Result<()> {
-        let target = Path::new("../../layers").join(diff_id.hex()).join("layer.tar");
+        let target = match self.layer_tar(diff_id) {
+            tar if self.is_shared(&tar) => tar,
+            _ => Path::new("../../layers").join(diff_id.hex()).join("layer.tar"),
+        };
         let link = self.blob_path(diff_id);
         match std::os::unix::fs::symlink(target, &link) {
             Ok(()) => Ok(()),

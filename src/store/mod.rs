@@ -16,6 +16,7 @@
 //!   images.json              the catalog: images by id, names to images
 //!   volumes/<name>/          meta.json, _data/
 //!   containers/              see `containers`
+//!   reserve                  room for the next catalog on a full disk
 //!   tmp/                     what is being written
 //!   lock, images.lock, volumes/.lock
 //! ```
@@ -33,6 +34,8 @@
 //! parent synced; images.json, which makes an image visible, comes last. A kill at any moment
 //! leaves at most files in tmp/ and blobs or layers that nothing refers to: the next collection
 //! takes them away, and until then a repeated load finds the layers done.
+//!
+//! **Sharing.** A store whose root others may read can be an additional store of theirs: see `shared`.
 //!
 //! **Locks** (flock). `lock` is shared by whoever adds to or relies on blobs, layers and merged
 //! indexes, from before the first look until a catalog entry or a container record refers to them;
@@ -56,20 +59,24 @@ pub mod containers;
 mod content;
 mod downloads;
 mod large_file;
+pub mod local;
 mod lock;
 pub mod native;
 mod seal;
+mod settings;
+mod shared;
 mod staging;
 mod verify;
 pub mod volumes;
 
 pub use catalog::{Catalog, ImageEntry, NameEntry};
-pub use collect::Collected;
+pub use collect::{Collected, DiskUsage};
 
 pub use content::{LayerWriter, NewBlob, StoredLayer, chain_id};
 pub use downloads::{Blob, Download};
 pub(crate) use large_file::DIRECT_ALIGNMENT;
 pub use lock::{ContentLock, VolumesLock};
+pub use settings::Settings;
 pub use verify::{Checked, Depth, Mending, Part, Problem, Report};
 pub use volumes::{Volume, VolumeMeta};
 
@@ -192,6 +199,20 @@ pub enum StoreError {
         /// Ids of its containers.
         containers: Vec<String>,
     },
+    /// A store of others that everybody may change.
+    #[error(
+        "everybody may write to {path}, so it is not used as an additional image store: its owner has to take that right away (`chmod o-w`)"
+    )]
+    WorldWritable {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A config or manifest that should be there is not.
+    #[error("{digest} is missing from the store; `hostel image verify` tells what else is")]
+    Blob {
+        /// Its digest.
+        digest: Digest,
+    },
     /// Not a volume's name.
     #[error(
         "create {0}: {0:?} includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path"
@@ -227,6 +248,8 @@ struct Format {
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
+    /// Roots of additional stores, which are only read.
+    shared: Vec<PathBuf>,
 }
 
 impl Store {
@@ -236,8 +259,17 @@ impl Store {
     /// # Errors
     /// A store of a newer hostel, a directory that is something else, a path that cannot be made.
     pub fn open(root: &Path) -> Result<Self> {
+        Self::open_with(root, Settings::current().additional.clone())
+    }
+
+    /// Opens a store beside others that are only read: see [`Self::check_shared`].
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(root: &Path, mut shared: Vec<PathBuf>) -> Result<Self> {
         let root = std::path::absolute(root).map_err(StoreError::io("use", root))?;
-        let store = Self { root };
+        shared.retain(|other| *other != root);
+        let store = Self { root, shared };
         let path = store.root.join(FORMAT);
         let format: Format = match read_json(&store.root, &path)? {
             Some(format) => format,
@@ -251,6 +283,12 @@ impl Store {
             Some(feature) => Err(StoreError::Feature { root: store.root, feature }),
             None => Ok(store),
         }
+    }
+
+    /// A store that nothing is read from or written to.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn nowhere() -> Self {
+        Self { root: "/nonexistent".into(), shared: Vec::new() }
     }
 
     /// The store's directory, absolute.

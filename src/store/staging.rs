@@ -27,6 +27,9 @@ impl Staged {
     /// Renames to `place` and makes the new name durable. What is staged must be synced already.
     /// Gives `false` where `place` exists as a directory that is not empty: whoever was first wins.
     pub(super) fn publish(mut self, place: &Path) -> Result<bool> {
+        if let Some(root) = self.path.parent().and_then(Path::parent) {
+            super::shared::follow_root(root, &self.path, place);
+        }
         match fs::rename(&self.path, place) {
             Ok(()) => self.published = true,
             Err(error)

@@ -40,6 +40,8 @@ pub enum Part {
     LayerIndex,
     /// The merged index of an image.
     MergedIndex,
+    /// Files of an image that are kept as plain files, too (`native`).
+    NativeFiles,
     /// What makes the store an OCI layout: index.json, links in blobs/.
     Layout,
 }
@@ -53,6 +55,7 @@ impl Part {
             Self::Layer => "layer",
             Self::LayerIndex => "index of layer",
             Self::MergedIndex => "merged index",
+            Self::NativeFiles => "native files",
             Self::Layout => "layout",
         }
     }
@@ -183,7 +186,7 @@ impl Store {
     /// The catalog or a directory cannot be read; something that should be mended cannot be written.
     pub fn verify(&self, only: Option<&[Digest]>, depth: Depth, mending: Mending) -> Result<Report> {
         let _lock = self.lock_content()?;
-        let catalog = self.catalog()?;
+        let catalog = self.own_catalog()?;
         let images: BTreeMap<&Digest, &ImageEntry> =
             catalog.images.iter().filter(|(id, _)| only.is_none_or(|only| only.contains(id))).collect();
         let wanted = self.wanted(&catalog, &images, only.is_none())?;
@@ -194,7 +197,9 @@ impl Store {
             check.image(id, entry)?;
         }
         for (layers, users) in &wanted.merged {
-            check.merged(layers, users)?;
+            if check.merged(layers, users)? && depth == Depth::Content {
+                check.native(layers, users)?;
+            }
         }
         check.layout(&catalog, only.is_none())?;
         let mut report = check.report;
@@ -250,7 +255,8 @@ impl Store {
             .map(|problem| problem.name.clone())
             .collect();
         let rests_on_broken = |layers: &[Digest]| layers.iter().any(|layer| broken.contains(layer.as_str()));
-        for problem in report.problems.iter_mut().filter(|problem| problem.repairable) {
+        let ours = |problem: &&mut Problem| problem.repairable && !self.is_shared(&problem.path);
+        for problem in report.problems.iter_mut().filter(ours) {
             let layers =
                 problem.images.first().and_then(|id| catalog.images.get(id)).map(|entry| &entry.layers);
             match problem.part {
@@ -262,7 +268,7 @@ impl Store {
                     remove_if_there(&problem.path)?;
                     self.layer_index(&layer)?;
                 }
-                Part::MergedIndex => {
+                Part::MergedIndex | Part::NativeFiles => {
                     let users = problem.images.first();
                     let layers = match (layers, users) {
                         (Some(layers), _) => layers.clone(),
@@ -272,8 +278,13 @@ impl Store {
                     if rests_on_broken(&layers) {
                         continue;
                     }
-                    remove_if_there(&problem.path)?;
-                    self.merged_index(&layers)?;
+                    if problem.part == Part::NativeFiles {
+                        // Made again by the next run.
+                        self.remove_native(&layers)?;
+                    } else {
+                        remove_if_there(&problem.path)?;
+                        self.merged_index(&layers)?;
+                    }
                 }
                 Part::Blob => {
                     let Some((id, entry)) =
@@ -374,8 +385,12 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn merged(&mut self, layers: &[Digest], users: &BTreeSet<Digest>) -> Result<()> {
-        let path = self.store.merged_path(layers);
+    /// Whether the merged index and all that it is made from are whole.
+    fn merged(&mut self, layers: &[Digest], users: &BTreeSet<Digest>) -> Result<bool> {
+        let own = self.store.merged_path(layers);
+        let name = own.file_name().unwrap_or_default().to_string_lossy();
+        let shared = if own.exists() { None } else { self.store.shared_merged(&name) };
+        let path = shared.unwrap_or_else(|| own.clone());
         self.report.checked.indexes += 1;
         let is_whole = |layer: &Digest| {
             let broken = |problem: &Problem| {
@@ -401,6 +416,7 @@ impl Check<'_> {
                 },
             },
         };
+        let is_good = wrong.is_none() && layers.iter().all(is_whole);
         if let Some(problem) = wrong {
             self.report.problems.push(Problem {
                 part: Part::MergedIndex,
@@ -412,6 +428,25 @@ impl Check<'_> {
                 repaired: false,
             });
         }
+        Ok(is_good)
+    }
+
+    fn native(&mut self, layers: &[Digest], users: &BTreeSet<Digest>) -> Result<()> {
+        let wrong = match self.store.verify_native(layers) {
+            Ok(None) => return Ok(()),
+            Ok(Some(path)) => (path.display().to_string(), "it has been altered".to_owned()),
+            Err(StoreError::Native { source }) => ("native".to_owned(), source.to_string()),
+            Err(error) => return Err(error),
+        };
+        self.report.problems.push(Problem {
+            part: Part::NativeFiles,
+            name: chain_id(layers).map_or_else(|| "of no layers".to_owned(), |chain| chain.to_string()),
+            path: wrong.0.clone().into(),
+            problem: format!("{}: {}", wrong.0, wrong.1),
+            images: users.clone(),
+            repairable: true,
+            repaired: false,
+        });
         Ok(())
     }
 

@@ -62,7 +62,7 @@ pub fn last_state(status: &Status) -> Option<&State> {
     match status {
         Status::Running(state) => Some(state),
         Status::Exited(state, _) => state.as_ref(),
-        Status::Created | Status::Starting => None,
+        Status::Created | Status::Starting | Status::Elsewhere(_) => None,
     }
 }
 

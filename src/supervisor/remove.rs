@@ -24,6 +24,13 @@ use crate::sys::process::{Ended, Fork};
 /// # Errors
 /// When something is left; a later command tries again.
 pub fn tree(path: &Path, maps: &IdMaps) -> io::Result<()> {
+    if let Some(away) = crate::store::local::away_of(path) {
+        remove(&away, maps)?;
+    }
+    remove(path, maps)
+}
+
+fn remove(path: &Path, maps: &IdMaps) -> io::Result<()> {
     if remove_own(path).is_err() && path.exists() {
         remove_mapped(path, maps)?;
     }

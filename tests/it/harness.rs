@@ -570,8 +570,16 @@ fn copy_store(from: &Path, to: &Path) {
             fs::hard_link(&source, &target).unwrap();
         } else if metadata.is_file() {
             fs::copy(&source, &target).unwrap();
+            copy_time(&source, &target);
         }
     }
+    // Last: every entry changed it. The store checks times of what it keeps as plain files.
+    copy_time(from, to);
+}
+
+fn copy_time(from: &Path, to: &Path) {
+    let times = fs::FileTimes::new().set_modified(fs::metadata(from).unwrap().modified().unwrap());
+    fs::File::open(to).unwrap().set_times(times).unwrap();
 }
 
 fn files_below(dir: &Path) -> Vec<PathBuf> {

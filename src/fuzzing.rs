@@ -1,0 +1,102 @@
+//! What the fuzz targets in `tests/fuzz` call, one function a target.
+//!
+//! Each takes any bytes and checks what must hold whatever they are; a panic is a finding. The
+//! functions are here because the parsers are private. An ordinary test runs them over the
+//! committed corpora, so that a mended finding stays mended.
+
+use std::path::Path;
+
+use crate::cli::format::Template;
+use crate::image::policy::Policy;
+use crate::image::{Reference, Source};
+
+pub use crate::cli::run_args::fuzzing::flags;
+pub use crate::image::fuzzing::{archive, archive_json, layout_json};
+
+/// A name, which must read the same when it is written out, whole or as a person writes it.
+pub fn reference(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(source) = Source::parse(text)
+        && !matches!(source, Source::Host | Source::Rootfs { .. })
+    {
+        assert_eq!(Source::parse(&source.to_string()).ok(), Some(source));
+    }
+    let Ok(reference) = text.parse::<Reference>() else { return };
+    assert_eq!(reference.to_string().parse::<Reference>().as_ref(), Ok(&reference));
+    assert_eq!(
+        reference.familiar().parse::<Reference>().as_ref(),
+        Ok(&reference),
+        "{}",
+        reference.familiar()
+    );
+    let tagged = reference.clone().with_default_tag();
+    assert!(tagged.tag().is_some() || tagged.digest().is_some());
+    // A policy can be asked about any name.
+    if let Ok(policy) = Policy::parse("/p".into(), br#"{"default": [{"type": "insecureAcceptAnything"}]}"#) {
+        assert!(policy.check_registry(&reference).is_ok());
+    }
+}
+
+/// A signature policy; one that is accepted gives an answer to every question.
+pub fn policy(bytes: &[u8]) {
+    let Ok(policy) = Policy::parse("/p".into(), bytes) else { return };
+    for name in ["a", "docker.io/library/a:1", "x.example.com:5000/a/b"] {
+        if let Ok(name) = name.parse() {
+            let _ = policy.check_registry(&name);
+        }
+    }
+    if let Ok(source) = Source::parse("oci:/a/b:c") {
+        let _ = policy.check_source(&source, "oci:/a/b:c");
+    }
+}
+
+/// A configuration file.
+pub fn config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    crate::cli::config::fuzz(Path::new("/config.toml"), text);
+}
+
+/// A format, rendered for an object and for a table's heading.
+pub fn template(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(template) = Template::parse(text) else { return };
+    let data = serde_json::json!({
+        "ID": "abc", "Size": 12, "Names": ["a", "ä"], "Config": {"Labels": {"k": "v"}, "Cmd": null}, "Ratio": 1.5,
+    });
+    let _ = template.render(&data);
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a corpus that cannot be read is a failed test")]
+
+    type Target = fn(&[u8]);
+
+    /// Where the corpora lie at run time: the test may run on a copy of the sources.
+    fn corpora() -> std::path::PathBuf {
+        let package = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| ".".to_owned());
+        std::path::Path::new(&package).join("tests/fuzz/corpus")
+    }
+
+    #[test]
+    fn corpora_pass() {
+        let targets: [(&str, Target); 8] = [
+            ("archive", super::archive),
+            ("archive_json", super::archive_json),
+            ("config", super::config),
+            ("flags", super::flags),
+            ("layout_json", super::layout_json),
+            ("policy", super::policy),
+            ("reference", super::reference),
+            ("template", super::template),
+        ];
+        for (name, target) in targets {
+            target(&[]);
+            let files: Vec<_> = std::fs::read_dir(corpora().join(name)).unwrap().collect();
+            assert!(!files.is_empty(), "{name}");
+            for file in files {
+                target(&std::fs::read(file.unwrap().path()).unwrap());
+            }
+        }
+    }
+}
