@@ -376,6 +376,10 @@ fn media_type(bytes: &[u8], content_type: &str) -> Result<String, String> {
         #[serde(default)]
         config: Option<serde::de::IgnoredAny>,
     }
+    // serde would read a list as an object with its fields in their order.
+    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        return Err("it is no JSON object".to_owned());
+    }
     let head: Head = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if head.schema_version == 1 {
         return Err(
