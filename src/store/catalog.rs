@@ -100,7 +100,7 @@ impl Store {
     ///
     /// # Errors
     /// Those of `change`; files that cannot be read or written.
-    pub fn update_catalog<T, E: From<super::StoreError>>(
+    pub fn update_catalog<T, E: From<StoreError>>(
         &self,
         change: impl FnOnce(&mut Catalog) -> Result<T, E>,
     ) -> Result<T, E> {
