@@ -33,6 +33,7 @@ pub mod kill;
 pub mod load;
 pub mod login;
 pub mod logs;
+pub mod network;
 pub mod port;
 pub mod progress;
 pub mod prune;
@@ -123,6 +124,9 @@ enum Verb {
     /// Manage images
     #[command(subcommand)]
     Image(ImageVerb),
+    /// Manage networks
+    #[command(subcommand)]
+    Network(network::Verb),
     /// Manage volumes
     #[command(subcommand)]
     Volume(volume::Verb),
@@ -291,6 +295,7 @@ fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
         Verb::Image(ImageVerb::Prune(args)) => images::prune(ctx, &args),
         Verb::History(args) | Verb::Image(ImageVerb::History(args)) => images::history(ctx, &args),
         Verb::Image(ImageVerb::Verify(args)) => verify::run(ctx, &args),
+        Verb::Network(verb) => network::run(ctx, verb),
         Verb::Volume(verb) => volume::run(ctx, verb),
         Verb::Login(args) => login::run(ctx, &args),
         Verb::Logout(args) => login::logout(ctx, &args),

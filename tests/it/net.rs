@@ -231,3 +231,19 @@ fn joining_a_container_on_the_hosts_network_is_being_there() {
     h.detached("--name empty --network none busybox sleep 100");
     h.run("run --rm --network container:empty busybox sh -c 'ls /sys/class/net'").ok().stdout("lo\n");
 }
+
+#[test]
+fn networks_are_listed_and_inspected() {
+    let Some(h) = Hostel::new() else { return };
+    h.run("network ls --format '{{.Name}} {{.Driver}} {{.Scope}}'")
+        .ok()
+        .stdout("bridge bridge local\nhost host local\nnone null local\n");
+    let id = h.run("network ls -q --no-trunc -f driver=bridge").ok().out();
+    h.run(&format!("network inspect -f {{{{.Name}}}} {}", &id[..12])).ok().stdout("bridge\n");
+    h.detached("--name one1 busybox sleep 100");
+    h.run("network inspect -f '{{range .Containers}}{{.Name}}{{end}}' bridge").ok().stdout("one1\n");
+    h.run("network inspect -f '{{len .Containers}}' none").ok().stdout("0\n");
+    h.run("network inspect nowhere").code(1).stderr_has("network nowhere not found");
+    h.run("network rm bridge").fails(1, &["bridge is a pre-defined network and cannot be removed"]);
+    h.run("network create mine").fails(1, &["--network container:NAME"]);
+}
