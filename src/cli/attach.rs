@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use super::relay::{self, Channel};
 use super::run::follow;
 use super::{CliError, Context, Outcome, running};
-use crate::store::containers::Containers;
+use crate::store::containers::{Containers, Status};
 use crate::supervisor::Saved;
 use crate::supervisor::client::Client;
 use crate::supervisor::control::{Reply, Request};
@@ -34,8 +34,13 @@ pub struct Args {
 pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let containers = Containers::new(&ctx.root);
     let record = containers.find(&args.container)?;
-    let state = running(&containers, &record)
-        .map_err(|_| CliError::new("You cannot attach to a stopped container, start it first"))?;
+    let state = running(&containers, &record).map_err(|error| match containers.status(&record.id) {
+        Ok(Status::Restarting(..)) => error,
+        _ => CliError::new("You cannot attach to a stopped container, start it first"),
+    })?;
+    if state.paused {
+        return Err(CliError::new("You cannot attach to a paused container, unpause it first"));
+    }
     let saved: Saved = containers.plan(&record.id)?;
     let client = Client::connect(&state.socket)?;
     let stdin = saved.plan.stdin_open && !args.no_stdin;
@@ -45,6 +50,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     if let Some(Reply::Refused(what)) = client.receive()? {
         return Err(CliError::new(what));
     }
+    containers.tell(&record, "attach", &[]);
     let options = relay::Options {
         stdin,
         terminal: saved.request.stdio.tty,

@@ -1,7 +1,7 @@
 //! Create a new container
 
 use std::fs;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -10,12 +10,15 @@ use super::run_args::{Caller, CreateArgs};
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::{ContainerId, Name};
 use crate::image;
+use crate::plan::request::{Access, EnvSetting, MountKind, MountRequest, SecretTarget, VolumeMount};
 use crate::plan::{self, BuildFacts, HostRoot, NetworkMode, RunRequest};
 use crate::sandbox::exec;
 use crate::sandbox::idmap::{Facts, choose};
 use crate::store::containers::{self, Containers, RECORD_VERSION, Record};
+use crate::store::secrets::Secrets;
 use crate::store::{Store, VolumeMeta};
 use crate::supervisor::Saved;
+use crate::supervisor::cgroup::Delegation;
 use crate::sys;
 
 /// Create a new container
@@ -44,6 +47,7 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
     let store = Store::open(&ctx.root)?;
     let containers = Containers::new(&ctx.root);
     sweep(&containers);
+    let request = &completed(&containers, request)?;
     // Until the record names the image nothing else keeps a collection from its layers.
     let content = store.lock_content()?;
     let fetch = |name: &str, reason: image::Reason| super::pull::for_run(&store, name, reason, request.quiet);
@@ -70,12 +74,19 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
         peer,
         host_root: matches!(resolved.root, image::RootSource::Host)
             .then(|| HostRoot { working_dir: working_directory.clone() }),
+        controllers: match request.limits == plan::request::Limits::default() {
+            true => Vec::new(), // nobody asks
+            false => Delegation::find().map(|found| found.controllers).unwrap_or_default(),
+        },
+        image_healthcheck: image::healthcheck(&store, resolved.id.as_ref())
+            .and_then(|check| serde_json::from_value(check).ok()),
         extra_masked_paths: thermal_throttle_paths(),
     };
     let mut plan = plan::build(request, &resolved.config, &facts).map_err(engine_error)?;
     for warning in &plan.warnings {
         eprintln!("WARNING: {warning}");
     }
+    let secrets = secrets(ctx, request, &containers.path(&id), &mut plan)?;
     check_bind_sources(&plan)?;
     let lock = store.lock_volumes()?;
     mount_volumes(&store, &mut plan)?;
@@ -111,6 +122,8 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
         reserve_cidfile(path)?;
     }
     let made = containers.create(&record, &saved).map_err(engine_error);
+    let made = made
+        .and_then(|()| write_secrets(&secrets).inspect_err(|_| super::run::discard(&containers, &record)));
     drop((lock, content));
     match (&made, &request.cidfile) {
         (Ok(()), Some(path)) => fs::write(path, id.as_str())?,
@@ -118,6 +131,7 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
         _ => {}
     }
     made?;
+    containers.tell(&record, "create", &[]);
     Ok((record, saved))
 }
 
@@ -133,6 +147,136 @@ fn peer(containers: &Containers, reference: &str) -> Result<plan::Peer, CliError
         domain_name: spec.domainname().clone(),
         shares_host_network: !own.contains(nix::sched::CloneFlags::CLONE_NEWNET),
     })
+}
+
+/// The request with the volumes and binds of other containers, where it has nothing of its own, and with the
+/// caller's proxies.
+fn completed(containers: &Containers, request: &RunRequest) -> Result<RunRequest, CliError> {
+    let mut request = request.clone();
+    request.process.env.splice(0..0, proxy_settings());
+    for from in request.storage.volumes_from.clone() {
+        let other = containers.find(&from.container).map_err(engine_error)?;
+        let saved: Saved = containers.plan(&other.id).map_err(engine_error)?;
+        let access = |destination: &Path| {
+            let mut mounts = saved.plan.spec.mounts().iter().flatten();
+            let mount = mounts.find(|mount| mount.destination() == destination);
+            let read_only =
+                mount.is_some_and(|mount| mount.options().iter().flatten().any(|word| word == "ro"));
+            if read_only { Access::ReadOnly } else { from.access }
+        };
+        let mut found = Vec::new();
+        for volume in &saved.plan.volumes {
+            let kind = MountKind::Volume(VolumeMount {
+                name: Some(volume.name.parse().map_err(engine_error)?),
+                no_copy: volume.no_copy,
+            });
+            found.push(MountRequest {
+                destination: volume.destination.clone(),
+                access: access(&volume.destination),
+                kind,
+            });
+        }
+        let binds =
+            saved.request.storage.mounts.iter().filter(|mount| matches!(mount.kind, MountKind::Bind(_)));
+        found.extend(binds.map(|mount| MountRequest { access: access(&mount.destination), ..mount.clone() }));
+        for mount in found {
+            if !request.storage.mounts.iter().any(|known| known.destination == mount.destination) {
+                request.storage.mounts.push(mount);
+            }
+        }
+    }
+    Ok(request)
+}
+
+/// A secret's copy: the file, what is in it, and its permissions.
+type SecretFile = (PathBuf, Vec<u8>, u32);
+
+/// Puts the request's secrets into the plan; the files to be written once the container's directory is there.
+/// A container keeps the secret that it was created with.
+fn secrets(
+    ctx: &Context,
+    request: &RunRequest,
+    dir: &Path,
+    plan: &mut plan::ContainerPlan,
+) -> Result<Vec<SecretFile>, CliError> {
+    let store = Secrets::new(&ctx.root);
+    let mut files = Vec::new();
+    for (number, asked) in request.secrets.iter().enumerate() {
+        let meta = store.find(&asked.source).map_err(engine_error)?;
+        let data = store.data(&meta).map_err(engine_error)?;
+        match &asked.target {
+            SecretTarget::Variable(name) => {
+                let text =
+                    String::from_utf8(data).ok().filter(|text| !text.contains('\0')).ok_or_else(|| {
+                        CliError::new(format!("secret {} cannot be a variable: it is no text", meta.name))
+                            .with_exit(Exit::Engine)
+                    })?;
+                if let Some(env) = plan.spec.process_mut().as_mut().map(oci_spec::runtime::Process::env_mut) {
+                    env.get_or_insert_with(Vec::new).push(format!("{name}={text}"));
+                }
+            }
+            SecretTarget::File { path, mode } => {
+                let file = dir.join("secrets").join(number.to_string());
+                let mut mount = oci_spec::runtime::Mount::default();
+                let options = ["bind", "ro", "rprivate", "nosuid", "nodev", "noexec"].map(str::to_owned);
+                mount
+                    .set_destination(path.clone())
+                    .set_typ(Some("bind".into()))
+                    .set_source(Some(file.clone()))
+                    .set_options(Some(options.to_vec()));
+                let mounts = plan.spec.mounts_mut().get_or_insert_with(Vec::new);
+                mounts.push(mount);
+                mounts.sort_by_key(|mount| mount.destination().components().count());
+                files.push((file, data, *mode));
+            }
+        }
+    }
+    Ok(files)
+}
+
+fn write_secrets(files: &[SecretFile]) -> Result<(), CliError> {
+    for (path, data, mode) in files {
+        use std::io::Write as _;
+        let written = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| {
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(*mode).open(path)?;
+            file.set_permissions(fs::Permissions::from_mode(*mode))?; // whatever the umask says
+            file.write_all(data)
+        });
+        written.map_err(|error| {
+            CliError::new(format!("cannot write the secret {}: {error}", path.display()))
+                .with_exit(Exit::Engine)
+        })?;
+    }
+    Ok(())
+}
+
+/// The variables that `proxies` in Docker's config.json asks for (its documentation, "Configure the Docker
+/// client"): each in both spellings, and after it what `-e` says. No file, no variables.
+fn proxy_settings() -> Vec<EnvSetting> {
+    const NAMES: [(&str, &str); 5] = [
+        ("httpProxy", "HTTP_PROXY"),
+        ("httpsProxy", "HTTPS_PROXY"),
+        ("ftpProxy", "FTP_PROXY"),
+        ("allProxy", "ALL_PROXY"),
+        ("noProxy", "NO_PROXY"),
+    ];
+    const MAX_CONFIG_BYTES: u64 = 1 << 20;
+    let dir = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+    let dir = dir.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker")));
+    let Some(Ok(file)) = dir.map(|dir| fs::File::open(dir.join("config.json"))) else { return Vec::new() };
+    use std::io::Read as _;
+    let Ok(config) = serde_json::from_reader::<_, serde_json::Value>(file.take(MAX_CONFIG_BYTES)) else {
+        return Vec::new(); // whoever needs the file for more complains of it
+    };
+    let mut settings = Vec::new();
+    for (key, name) in NAMES {
+        if let Some(value) = config["proxies"]["default"][key].as_str().filter(|value| !value.is_empty()) {
+            for name in [name.to_owned(), name.to_ascii_lowercase()] {
+                settings.push(EnvSetting { name, value: Some(value.to_owned()) });
+            }
+        }
+    }
+    settings
 }
 
 /// Counters of each CPU that tell what others on the machine do (moby masks them too).

@@ -58,6 +58,10 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let containers = Containers::new(&ctx.root);
     let record = containers.find(&args.container)?;
     let state = running(&containers, &record)?;
+    if state.paused {
+        let id = &record.id;
+        return Err(CliError::new(format!("Container {id} is paused, unpause the container before exec")));
+    }
     let saved: Saved = containers.plan(&record.id)?;
     let client = Client::connect(&state.socket)
         .map_err(|error| CliError::new(format!("cannot reach the container's supervisor: {error}")))?;

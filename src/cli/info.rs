@@ -10,6 +10,7 @@ use super::{CliError, Context, Exit, Outcome};
 use crate::sandbox::idmap::{Facts, Method, choose};
 use crate::store::containers::{Containers, Status};
 use crate::store::{Settings, Store, local};
+use crate::supervisor::cgroup::Delegation;
 use crate::supervisor::materialise;
 
 /// Display system-wide information
@@ -36,10 +37,11 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
 
 fn gather(ctx: &Context) -> Result<Value, CliError> {
     let containers = Containers::new(&ctx.root);
-    let (mut running, mut stopped) = (0, 0);
+    let (mut running, mut paused, mut stopped) = (0, 0, 0);
     for id in containers.ids()? {
         match containers.status(&id) {
-            Ok(Status::Running(_)) => running += 1,
+            Ok(Status::Running(state)) if state.paused => paused += 1,
+            Ok(Status::Running(_) | Status::Restarting(..)) => running += 1,
             Ok(_) => stopped += 1,
             Err(_) => {}
         }
@@ -61,15 +63,15 @@ fn gather(ctx: &Context) -> Result<Value, CliError> {
     let uname = nix::sys::utsname::uname()?;
     let setting = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
     let mut object = json!({
-        "Containers": running + stopped,
+        "Containers": running + paused + stopped,
         "ContainersRunning": running,
-        "ContainersPaused": 0,
+        "ContainersPaused": paused,
         "ContainersStopped": stopped,
         "Images": images,
         "Driver": "hostel",
         "ServerVersion": env!("CARGO_PKG_VERSION"),
         "LoggingDriver": "json-file",
-        "CgroupDriver": "none",
+        "CgroupDriver": if Delegation::find().is_some() { "cgroupfs" } else { "none" },
         "CgroupVersion": if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "2" } else { "1" },
         "KernelVersion": uname.release().to_string_lossy(),
         "OperatingSystem": operating_system(),
@@ -100,7 +102,7 @@ fn gather(ctx: &Context) -> Result<Value, CliError> {
         "WriteMode": write,
         "WriteModeReason": write_reason,
         "HybridLimits": HYBRID_LIMITS,
-        "Limits": "memory, CPU and pids limits are not enforced: cgroups are not delegated to this version",
+        "Limits": limits(),
         "PingGroupRange": setting("/proc/sys/net/ipv4/ping_group_range"),
         "UnprivilegedPortStart": setting("/proc/sys/net/ipv4/ip_unprivileged_port_start"),
         "StoreFilesystem": store_filesystem(store.root()),
@@ -108,6 +110,16 @@ fn gather(ctx: &Context) -> Result<Value, CliError> {
         "SocketDirectory": crate::supervisor::socket_dir().map_or_else(|error| error.to_string(), |dir| dir.display().to_string()),
     });
     Ok(object)
+}
+
+fn limits() -> String {
+    match Delegation::find() {
+        Some(found) if found.controllers.is_empty() => {
+            "none hold: the delegated control group has no controllers".into()
+        }
+        Some(found) => format!("hold: {}", found.controllers.join(", ")),
+        None => "none hold: no control group is delegated; `hostel doctor` says what would help".into(),
+    }
 }
 
 /// What Docker's clients expect to read of a daemon.

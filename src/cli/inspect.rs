@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::format::render_inspect;
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::Name;
-use crate::plan::request::CapabilityName;
+use crate::plan::request::{Access, CapabilityName, SecretTarget};
 use crate::plan::{NetworkMode, Protocol};
 use crate::store::Store;
 use crate::store::containers::{ContainerError, Containers, ExitRecord, Record, State, Status};
@@ -106,6 +106,7 @@ fn describe(containers: &Containers, record: &Record, status: &Status, saved: &S
     let plan = &saved.plan;
     let (state, exit) = match status {
         Status::Running(state) => (Some(state), None),
+        Status::Restarting(state, exit) => (Some(state), Some(exit)),
         Status::Exited(state, exit) => (state.as_ref(), Some(exit)),
         Status::Created | Status::Starting | Status::Elsewhere(_) => (None, None),
     };
@@ -116,14 +117,14 @@ fn describe(containers: &Containers, record: &Record, status: &Status, saved: &S
         "Created": record.created.to_string(),
         "Path": args.first().cloned().unwrap_or_default(),
         "Args": args.iter().skip(1).collect::<Vec<_>>(),
-        "State": state_object(status, state, exit),
+        "State": state_object(status, state, exit, containers.health(&record.id).ok().flatten()),
         "Image": record.image_id.clone().unwrap_or_default(),
         "ResolvConfPath": dir.join("etc/resolv.conf"),
         "HostnamePath": dir.join("etc/hostname"),
         "HostsPath": dir.join("etc/hosts"),
         "LogPath": dir.join("log"),
         "Name": format!("/{}", record.name),
-        "RestartCount": 0,
+        "RestartCount": state.map_or(0, |state| state.restarts),
         "Driver": "hostel",
         "Platform": "linux",
         "MountLabel": "",
@@ -142,21 +143,31 @@ fn describe(containers: &Containers, record: &Record, status: &Status, saved: &S
     object
 }
 
-fn state_object(status: &Status, state: Option<&State>, exit: Option<&ExitRecord>) -> Value {
+fn state_object(
+    status: &Status,
+    state: Option<&State>,
+    exit: Option<&ExitRecord>,
+    health: Option<Value>,
+) -> Value {
     let running = matches!(status, Status::Running(_));
-    json!({
+    let restarting = matches!(status, Status::Restarting(..));
+    let mut object = json!({
         "Status": super::ps::state_word(status),
-        "Running": running,
-        "Paused": false,
-        "Restarting": false,
-        "OOMKilled": false,
+        "Running": running || restarting,
+        "Paused": running && state.is_some_and(|state| state.paused),
+        "Restarting": restarting,
+        "OOMKilled": exit.is_some_and(|exit| exit.oom_killed),
         "Dead": false,
         "Pid": state.filter(|_| running).map_or(0, |state| state.pid),
         "ExitCode": exit.map_or(0, |exit| exit.code),
         "Error": exit.map(|exit| exit.error.clone()).unwrap_or_default(),
         "StartedAt": state.map_or_else(|| NO_TIME.to_owned(), |state| state.started.to_string()),
         "FinishedAt": exit.map_or_else(|| NO_TIME.to_owned(), |exit| exit.finished.to_string()),
-    })
+    });
+    if let (Some(map), Some(health)) = (object.as_object_mut(), health) {
+        map.insert("Health".into(), health);
+    }
+    object
 }
 
 fn config(record: &Record, saved: &Saved, process: &oci_spec::runtime::Process) -> Value {
@@ -169,7 +180,7 @@ fn config(record: &Record, saved: &Saved, process: &oci_spec::runtime::Process) 
     };
     let (entrypoint, command) = entrypoint_and_command(saved);
     let attached = |wanted: bool| wanted && !request.stdio.detach;
-    json!({
+    let mut object = json!({
         "Hostname": saved.plan.spec.hostname().clone().unwrap_or_default(),
         "Domainname": saved.plan.spec.domainname().clone().unwrap_or_default(),
         "User": saved.plan.user,
@@ -180,7 +191,7 @@ fn config(record: &Record, saved: &Saved, process: &oci_spec::runtime::Process) 
         "Tty": request.stdio.tty,
         "OpenStdin": request.stdio.interactive,
         "StdinOnce": attached(request.stdio.interactive),
-        "Env": process.env(),
+        "Env": process.env().iter().flatten().filter(|setting| !is_secret(request, setting)).collect::<Vec<_>>(),
         "Cmd": command,
         "Image": record.image,
         "Volumes": set(saved.plan.volumes.iter().filter(|volume| volume.anonymous).map(|volume| volume.destination.to_string_lossy().into_owned()).collect()),
@@ -190,7 +201,11 @@ fn config(record: &Record, saved: &Saved, process: &oci_spec::runtime::Process) 
         "Labels": record.labels,
         "StopSignal": crate::plan::signal::name(saved.plan.stop_signal),
         "StopTimeout": request.process.stop_timeout_s,
-    })
+    });
+    if let (Some(map), Some(check)) = (object.as_object_mut(), &saved.plan.healthcheck) {
+        map.insert("Healthcheck".into(), json!(check));
+    }
+    object
 }
 
 /// Entrypoint and command of a container: what was asked for, else the image's.
@@ -208,6 +223,13 @@ pub fn entrypoint_and_command(saved: &Saved) -> (Option<Vec<String>>, Option<Vec
         given => Some(given.to_vec()),
     };
     (entrypoint, command)
+}
+
+/// A variable that a secret is handed over in: nobody else's to see.
+fn is_secret(request: &crate::plan::RunRequest, setting: &str) -> bool {
+    let name = setting.split('=').next().unwrap_or_default();
+    let mut targets = request.secrets.iter().map(|secret| &secret.target);
+    targets.any(|target| matches!(target, SecretTarget::Variable(variable) if variable == name))
 }
 
 fn host_config(saved: &Saved, linux: &oci_spec::runtime::Linux) -> Value {
@@ -241,12 +263,15 @@ fn host_config(saved: &Saved, linux: &oci_spec::runtime::Linux) -> Value {
     json!({
         "Binds": words(binds),
         "ContainerIDFile": request.cidfile.clone().unwrap_or_default(),
-        "LogConfig": { "Type": request.log_driver, "Config": {} },
+        "LogConfig": { "Type": request.log_driver, "Config": request.log.options },
         "NetworkMode": network_name(saved),
         "PortBindings": bindings,
-        "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
+        "RestartPolicy": { "Name": request.restart.name(), "MaximumRetryCount": request.restart.max_retries() },
         "AutoRemove": plan.auto_remove,
-        "VolumesFrom": Value::Null,
+        "VolumesFrom": words(request.storage.volumes_from.iter().map(|from| match from.access {
+            Access::ReadWrite => from.container.clone(),
+            _ => format!("{}:ro", from.container),
+        }).collect()),
         "CapAdd": words(request.security.cap_add.iter().copied().map(capability_name).collect()),
         "CapDrop": words(request.security.cap_drop.iter().copied().map(capability_name).collect()),
         "Dns": plan.network.dns,
@@ -261,6 +286,22 @@ fn host_config(saved: &Saved, linux: &oci_spec::runtime::Linux) -> Value {
         "Privileged": request.security.privileged,
         "PublishAllPorts": plan.network.publish_all,
         "ReadonlyRootfs": request.storage.read_only_root,
+        "Memory": request.limits.memory_bytes,
+        "MemorySwap": request.limits.memory_swap_bytes,
+        "MemoryReservation": request.limits.memory_reservation_bytes,
+        "MemorySwappiness": request.limits.memory_swappiness,
+        "NanoCpus": request.limits.cpu_nanos,
+        "CpuShares": request.limits.cpu_shares,
+        "CpuPeriod": request.limits.cpu_period_us,
+        "CpuQuota": request.limits.cpu_quota_us,
+        "CpusetCpus": request.limits.cpuset_cpus,
+        "CpusetMems": request.limits.cpuset_mems,
+        "PidsLimit": if request.limits.pids == 0 { Value::Null } else { request.limits.pids.into() },
+        "BlkioWeight": request.limits.blkio_weight,
+        "OomKillDisable": request.limits.oom_kill_disable,
+        "OomScoreAdj": request.process.oom_score_adj.unwrap_or(0),
+        "CgroupParent": request.limits.cgroup_parent,
+        "ShmSize": request.storage.shm_size_bytes.unwrap_or(crate::plan::mount::DEFAULT_SHM_SIZE_BYTES),
         "MaskedPaths": linux.masked_paths(),
         "ReadonlyPaths": linux.readonly_paths(),
     })

@@ -17,14 +17,18 @@ use crate::sys;
 
 pub mod attach;
 pub mod commit;
+pub mod complete;
 pub(crate) mod config;
 pub mod create;
 pub mod df;
 pub mod diff;
+pub mod doctor;
 pub mod error;
+pub mod events;
 pub mod exec;
 pub mod flag_errors;
 pub mod format;
+pub mod help;
 pub mod images;
 pub mod import;
 pub mod info;
@@ -34,6 +38,7 @@ pub mod load;
 pub mod login;
 pub mod logs;
 pub mod network;
+pub mod pause;
 pub mod port;
 pub mod progress;
 pub mod prune;
@@ -43,17 +48,22 @@ pub mod push;
 pub mod relay;
 pub mod rename;
 pub mod restart;
+pub mod revive;
 pub mod rm;
 pub mod rmi;
 pub mod run;
 pub mod run_args;
 pub mod save;
 pub mod search;
+pub mod secret;
 pub mod start;
+pub mod stats;
 pub mod stop;
 pub mod switches;
 pub mod system;
 pub mod tag;
+pub mod top;
+pub mod update;
 pub mod verify;
 pub mod version;
 pub mod volume;
@@ -105,11 +115,17 @@ enum Verb {
     Logs(logs::Args),
     Wait(wait::Args),
     Port(port::Args),
+    Pause(pause::PauseArgs),
+    Unpause(pause::UnpauseArgs),
+    Top(top::Args),
+    Stats(stats::Args),
+    Update(Box<update::Args>),
     Rename(rename::Args),
     Inspect(inspect::Args),
     Diff(diff::Args),
     Commit(commit::Args),
     Import(import::Args),
+    Events(events::Args),
     Images(images::Args),
     Load(load::Args),
     Save(save::Args),
@@ -136,11 +152,30 @@ enum Verb {
     /// Manage image manifests and manifest lists
     #[command(subcommand)]
     Manifest(search::ManifestVerb),
+    /// Manage secrets
+    #[command(subcommand)]
+    Secret(secret::Verb),
     /// Manage what the engine keeps on disk
     #[command(subcommand)]
     System(system::Verb),
+    /// Generate units for systemd
+    #[command(subcommand)]
+    Generate(GenerateVerb),
     Version(version::Args),
     Info(info::Args),
+    Doctor(doctor::Args),
+    Completion(complete::Args),
+    /// Write a manual page for every command into a directory
+    #[command(hide = true)]
+    Man(help::ManArgs),
+    #[command(name = "__complete", hide = true)]
+    Query(complete::QueryArgs),
+}
+
+#[derive(Subcommand, Debug)]
+#[command(defer = true)]
+enum GenerateVerb {
+    Systemd(revive::UnitArgs),
 }
 
 #[derive(Subcommand, Debug)]
@@ -161,6 +196,11 @@ enum ContainerVerb {
     Logs(logs::Args),
     Wait(wait::Args),
     Port(port::Args),
+    Pause(pause::PauseArgs),
+    Unpause(pause::UnpauseArgs),
+    Top(top::Args),
+    Stats(stats::Args),
+    Update(Box<update::Args>),
     Rename(rename::Args),
     Inspect(inspect::Args),
     Diff(diff::Args),
@@ -203,6 +243,11 @@ impl From<ContainerVerb> for Verb {
             ContainerVerb::Logs(args) => Self::Logs(args),
             ContainerVerb::Wait(args) => Self::Wait(args),
             ContainerVerb::Port(args) => Self::Port(args),
+            ContainerVerb::Pause(args) => Self::Pause(args),
+            ContainerVerb::Unpause(args) => Self::Unpause(args),
+            ContainerVerb::Top(args) => Self::Top(args),
+            ContainerVerb::Stats(args) => Self::Stats(args),
+            ContainerVerb::Update(args) => Self::Update(args),
             ContainerVerb::Rename(args) => Self::Rename(args),
             ContainerVerb::Diff(args) => Self::Diff(args),
             ContainerVerb::Commit(args) => Self::Commit(args),
@@ -217,6 +262,12 @@ pub fn main() -> ExitCode {
     // A reader that goes away ends a command quietly, as it does every other program of a pipeline.
     sys::process::default_sigpipe();
     let arguments: Vec<OsString> = std::env::args_os().collect();
+    if asks_for_overview(&arguments) {
+        let mut command = command();
+        command.build();
+        print!("{}", help::overview(&command));
+        return ExitCode::SUCCESS;
+    }
     let cli = match switches::try_parse_from::<Cli>(&arguments) {
         Ok(cli) => cli,
         Err(error) => return usage(&error, &arguments),
@@ -248,6 +299,20 @@ fn configure(root: Option<PathBuf>) -> Result<Context, CliError> {
     Ok(Context { root: config.root })
 }
 
+/// The whole command line as clap has it.
+fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// `hostel`, `hostel help` and the like: what clap would list in one long row comes in groups.
+fn asks_for_overview(arguments: &[OsString]) -> bool {
+    match arguments {
+        [_] => true,
+        [_, word] => ["help", "--help", "-h"].iter().any(|known| word == known),
+        _ => false,
+    }
+}
+
 /// Help goes to stdout and is a success; a wrong flag ends with 125, as Docker's.
 fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     let mut command = Cli::command();
@@ -276,6 +341,13 @@ fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
         Verb::Logs(args) => logs::run(ctx, &args),
         Verb::Wait(args) => wait::run(ctx, &args),
         Verb::Port(args) => port::run(ctx, &args),
+        Verb::Pause(args) => pause::pause(ctx, &args),
+        Verb::Unpause(args) => pause::unpause(ctx, &args),
+        Verb::Events(args) => events::run(ctx, &args),
+        Verb::Top(args) => top::run(ctx, &args),
+        Verb::Stats(args) => stats::run(ctx, &args),
+        Verb::Update(args) => update::run(ctx, *args),
+        Verb::Generate(GenerateVerb::Systemd(args)) => revive::generate_systemd(ctx, &args),
         Verb::Rename(args) => rename::run(ctx, &args),
         Verb::Inspect(args) => inspect::run(ctx, &args),
         Verb::Diff(args) => diff::run(ctx, &args),
@@ -302,7 +374,12 @@ fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
         Verb::Search(args) => search::run(ctx, &args),
         Verb::Manifest(verb) => search::manifest(ctx, &verb),
         Verb::System(verb) => system::run(ctx, verb),
+        Verb::Secret(verb) => secret::run(ctx, verb),
         Verb::Version(args) => version::run(ctx, &args),
+        Verb::Completion(args) => complete::script(&args),
+        Verb::Query(args) => complete::answer(ctx, &args),
+        Verb::Man(args) => help::write_manual(&args),
+        Verb::Doctor(args) => doctor::run(ctx, &args),
         Verb::Info(args) => info::run(ctx, &args),
     }
 }
@@ -323,6 +400,10 @@ fn each(references: &[String], mut work: impl FnMut(&str) -> Result<(), CliError
 fn running(containers: &Containers, record: &Record) -> Result<State, CliError> {
     match containers.status(&record.id)? {
         Status::Running(state) => Ok(state),
+        Status::Restarting(..) => Err(CliError::new(format!(
+            "Container {} is restarting, wait until the container is running",
+            record.id
+        ))),
         _ => Err(CliError::new(format!("container {} is not running", record.id))),
     }
 }

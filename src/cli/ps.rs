@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::format::{Table, ago, human_duration, human_size};
 use super::{CliError, Context, Exit, Outcome};
+use crate::plan::health::{Health, HealthStatus};
 use crate::store::containers::{Containers, Record, State, Status};
 use crate::supervisor::Saved;
 
@@ -75,7 +76,9 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     for id in containers.ids()? {
         // One that goes away meanwhile is not there.
         let (Ok(record), Ok(status)) = (containers.record(&id), containers.status(&id)) else { continue };
-        if (all || matches!(status, Status::Running(_))) && filter.matches(&record, &status, &containers) {
+        if (all || matches!(status, Status::Running(_) | Status::Restarting(..)))
+            && filter.matches(&record, &status, &containers)
+        {
             found.push((record, status));
         }
     }
@@ -118,7 +121,7 @@ fn row(record: &Record, status: &Status, containers: &Containers, args: &Args) -
         "RunningFor": ago(record.created, Timestamp::now()),
         "Ports": match status { Status::Running(state) => ports(state), _ => String::new() },
         "State": state_word(status),
-        "Status": describe(status, Timestamp::now()),
+        "Status": describe(status, health(containers, record), Timestamp::now()),
         "Size": if wants_size { human_size(size_on_disk(&record.local_dir)) } else { "0B".into() },
         "Names": record.name.as_str(),
         "Labels": labels.join(","),
@@ -148,16 +151,30 @@ pub fn state_word(status: &Status) -> &'static str {
     }
 }
 
+/// What the checks of a container say, where it has some and runs.
+#[must_use]
+pub fn health(containers: &Containers, record: &Record) -> Option<Health> {
+    containers.health(&record.id).ok().flatten()
+}
+
 /// The STATUS column.
 #[must_use]
-pub fn describe(status: &Status, now: Timestamp) -> String {
+pub fn describe(status: &Status, health: Option<Health>, now: Timestamp) -> String {
     match status {
         Status::Created | Status::Starting | Status::Exited(None, _) => "Created".into(),
         Status::Running(state) => {
             let seconds = u64::try_from(now.as_second() - state.started.as_second()).unwrap_or(0);
-            format!("Up {}", human_duration(seconds))
+            let note = match health.map(|health| health.status) {
+                _ if state.paused => " (Paused)",
+                None => "",
+                Some(HealthStatus::Starting) => " (health: starting)",
+                Some(HealthStatus::Healthy) => " (healthy)",
+                Some(HealthStatus::Unhealthy) => " (unhealthy)",
+            };
+            format!("Up {}{note}", human_duration(seconds))
         }
         Status::Elsewhere(machine) => format!("On another machine ({machine})"),
+        Status::Restarting(_, exit) => format!("Restarting ({}) {}", exit.code, ago(exit.finished, now)),
         Status::Exited(Some(_), exit) => format!("Exited ({}) {}", exit.code, ago(exit.finished, now)),
     }
 }
@@ -293,7 +310,10 @@ fn matches_one(key: &str, value: &str, record: &Record, status: &Status, contain
                 saved.plan.network.expose.iter().any(|(port, kind)| fits(*port, *kind))
             }
         }),
-        "health" => value == "none",
+        "health" => {
+            let health = health(containers, record).filter(|_| matches!(status, Status::Running(_)));
+            value == health.map_or("none", |health| health.status.as_str())
+        }
         "is-task" => value == "false",
         _ => false,
     }

@@ -19,6 +19,8 @@ pub struct Args {
 pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let containers = Containers::new(&ctx.root);
     let mut record = containers.find(&args.container)?;
+    let old = format!("/{}", record.name);
     containers.rename(&mut record, args.name.parse()?)?;
+    containers.tell(&record, "rename", &[("oldName", &old)]);
     Ok(Exit::Success)
 }

@@ -33,6 +33,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         stop(&containers, &record, asked, args.timeout)?;
         let saved: Saved = containers.plan(&record.id)?;
         start(&containers, &record, saved, None)?;
+        containers.tell(&record, "restart", &[]);
         println!("{reference}");
         Ok(())
     })

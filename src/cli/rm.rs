@@ -37,11 +37,15 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         };
         if args.force {
             stop(&containers, &record, Some(libc::SIGKILL), Some(0))?;
-        } else if containers.status(&record.id)?.is_live() {
-            return Err(CliError::new(format!(
-                "cannot remove container {:?}: container is running: stop the container before removing or force remove",
-                format!("/{}", record.name)
-            )));
+        } else {
+            let status = containers.status(&record.id)?;
+            if status.is_live() {
+                let (name, word) = (format!("/{}", record.name), status.word());
+                let word = if word == "created" { "running" } else { word };
+                return Err(CliError::new(format!(
+                    "cannot remove container {name:?}: container is {word}: stop the container before removing or force remove"
+                )));
+            }
         }
         remove_container(ctx, &containers, &record, args.volumes)?;
         println!("{reference}");
@@ -65,6 +69,7 @@ pub fn remove_container(
                 Err(ContainerError::NotFound(_)) => return Ok(()), // a --rm container that went by itself
                 other => other?,
             };
+            containers.tell(record, "destroy", &[]);
             remove::stale_socket(&record.id);
             let maps = choose(&Facts::gather(), None);
             remove::tree(&grave, &maps).map_err(|error| {

@@ -25,13 +25,16 @@ pub mod env;
 mod files;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+pub(in crate::cli) mod health;
 mod labels;
+mod log;
 mod mount_flag;
 mod network;
 mod options;
 mod ports;
 mod process;
 mod resources;
+mod secret;
 mod security;
 mod size;
 mod storage;
@@ -39,6 +42,7 @@ mod unsupported;
 mod volume_flag;
 
 pub use env::EnvArgs;
+pub use resources::ResourceArgs;
 
 /// The flags and arguments of `create`, all of which `run` has too.
 #[derive(Args, Clone, Debug, Default)]
@@ -63,7 +67,9 @@ pub struct CreateArgs {
     #[command(flatten)]
     security: security::SecurityArgs,
     #[command(flatten)]
-    resources: resources::ResourceArgs,
+    resources: ResourceArgs,
+    #[command(flatten)]
+    health: health::HealthArgs,
     #[command(flatten)]
     unsupported: unsupported::UnsupportedArgs,
 
@@ -152,9 +158,13 @@ impl CreateArgs {
             pull: options.pull,
             quiet: options.quiet,
             auto_remove: options.auto_remove,
+            secrets: options.secrets,
+            restart: options.restart,
+            healthcheck: self.health.parse()?,
+            log_driver: options.log_driver,
+            log: log::parse(options.log_driver, options.log_options, &labels, &process.env)?,
             labels,
             annotations,
-            log_driver: options.log_driver,
             stdio,
             process,
             storage: self.storage.parse(caller)?,

@@ -48,7 +48,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
 
 fn attached(containers: &Containers, reference: &str, args: &Args) -> Outcome {
     let record = containers.find(reference)?;
-    if matches!(containers.status(&record.id)?, Status::Running(_)) {
+    if matches!(containers.status(&record.id)?, Status::Running(_) | Status::Restarting(..)) {
         return Ok(Exit::Success);
     }
     let saved: Saved = containers.plan(&record.id)?;

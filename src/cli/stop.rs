@@ -71,7 +71,8 @@ pub fn reach(containers: &Containers, record: &Record) -> Result<Option<Client>,
     const WAIT: std::time::Duration = std::time::Duration::from_millis(10);
     for _ in 0..ATTEMPTS {
         match containers.status(&record.id) {
-            Ok(Status::Running(state)) => match Client::connect(&state.socket) {
+            Ok(Status::Running(state) | Status::Restarting(state, _)) => match Client::connect(&state.socket)
+            {
                 Ok(client) => return Ok(Some(client)),
                 Err(_) => std::thread::sleep(WAIT),
             },

@@ -4,7 +4,7 @@ use super::format::human_size_exact;
 use super::prune::confirm;
 use super::rm::remove_container;
 use super::{CliError, Context, Exit, Outcome};
-use super::{df, images, info, verify, volume};
+use super::{df, events, images, info, revive, verify, volume};
 use crate::image;
 use crate::store::containers::Containers;
 use crate::store::{Depth, Mending, Part, Store};
@@ -15,8 +15,10 @@ use crate::store::{Depth, Mending, Part, Store};
 pub enum Verb {
     Check(CheckArgs),
     Df(df::Args),
+    Events(events::Args),
     Info(info::Args),
     Prune(PruneArgs),
+    StartAll(revive::StartAllArgs),
 }
 
 /// Check that what is stored is whole
@@ -58,7 +60,9 @@ pub fn run(ctx: &Context, verb: Verb) -> Outcome {
     match verb {
         Verb::Check(args) => check(ctx, &args),
         Verb::Df(args) => df::run(ctx, &args),
+        Verb::Events(args) => events::run(ctx, &args),
         Verb::Info(args) => info::run(ctx, &args),
+        Verb::StartAll(args) => revive::start_all(ctx, &args),
         Verb::Prune(args) => prune(ctx, &args),
     }
 }

@@ -204,6 +204,22 @@ pub fn config(store: &Store, id: &Digest) -> Result<ImageConfiguration> {
     serde_json::from_slice(&bytes).map_err(|source| ImageError::StoredConfig { image: id.clone(), source })
 }
 
+/// The HEALTHCHECK of a stored image: Docker's extension of the config, which OCI's type does not have.
+/// What cannot be read was told when the config was.
+#[must_use]
+pub fn healthcheck(store: &Store, id: Option<&Digest>) -> Option<serde_json::Value> {
+    const KEY: &[u8] = b"\"Healthcheck\"";
+    let bytes = store.blob(id?).ok()??;
+    // Hardly any image has one: a second parse of the whole config is spared the others.
+    bytes.windows(KEY.len()).any(|window| window == KEY).then_some(())?;
+    let mut config: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+    config
+        .get_mut("config")?
+        .get_mut("Healthcheck")
+        .map(serde_json::Value::take)
+        .filter(|check| !check.is_null())
+}
+
 fn rootfs(reference: &str, directory: &Path) -> Result<ResolvedImage> {
     let unusable = |source| ImageError::Rootfs { path: directory.to_owned(), source };
     let path = fs::canonicalize(directory).map_err(unusable)?;

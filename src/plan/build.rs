@@ -7,6 +7,7 @@ use oci_spec::image::{Config, ImageConfiguration};
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Process, Root, Spec, User};
 use thiserror::Error;
 
+use super::health::Healthcheck;
 use super::port::{self, PortError};
 use super::request::{IpcMode, Limits, NamespaceMode, RunRequest, SecurityRequest, Unmask};
 use super::signal::{self, InvalidSignal};
@@ -61,6 +62,10 @@ pub struct BuildFacts {
     pub peer: Option<Peer>,
     /// Set when the root is the machine's own (`host:/`).
     pub host_root: Option<HostRoot>,
+    /// The controllers by which limits hold (`memory`, `pids`); none without a delegated control group.
+    pub controllers: Vec<String>,
+    /// The image's HEALTHCHECK, which its OCI configuration type does not have.
+    pub image_healthcheck: Option<Healthcheck>,
     /// Paths to hide besides the fixed ones: those of this machine's CPUs
     /// (`/sys/devices/system/cpu/cpuN/thermal_throttle`).
     pub extra_masked_paths: Vec<String>,
@@ -180,7 +185,8 @@ pub fn build(
         volumes: mounts.volumes,
         bind_sources: mounts.bind_sources,
         labels: labels(request, config),
-        warnings: warnings(request),
+        healthcheck: Healthcheck::merged(request.healthcheck.as_ref(), facts.image_healthcheck.as_ref()),
+        warnings: warnings(request, &facts.controllers),
     })
 }
 
@@ -477,9 +483,9 @@ fn without_nul(what: &'static str, text: &str) -> Result<(), PlanError> {
     if text.contains('\0') { Err(PlanError::Nul { what, text: text.to_owned() }) } else { Ok(()) }
 }
 
-/// What will not be as asked: Docker's lines for a host without the cgroup controllers, because
-/// nothing enforces a limit until a cgroup is delegated.
-fn warnings(request: &RunRequest) -> Vec<String> {
+/// What will not be as asked: Docker's lines for a host without the cgroup controllers, for each whose
+/// controller is not there to hold it.
+fn warnings(request: &RunRequest, controllers: &[String]) -> Vec<String> {
     let mut lines: Vec<&str> = Vec::new();
     let published = !request.network.publish.is_empty() || request.network.publish_all;
     if request.network.mode == NetworkMode::Host && published {
@@ -503,62 +509,78 @@ fn warnings(request: &RunRequest) -> Vec<String> {
         blkio_devices,
         cgroup_parent,
     } = &request.limits;
-    let table: [(bool, &str); 14] = [
+    let table: [(bool, &str, &str); 14] = [
         (
             *memory_bytes > 0,
+            "memory",
             "Your kernel does not support memory limit capabilities or the cgroup is not mounted. Limitation discarded.",
         ),
         (
             *memory_swap_bytes > 0,
+            "memory",
             "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.",
         ),
         (
             *memory_reservation_bytes > 0,
+            "memory",
             "Your kernel does not support memory soft limit capabilities or the cgroup is not mounted. Limitation discarded.",
         ),
         (
             memory_swappiness.is_some_and(|value| value != -1),
+            "",
             "Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.",
         ),
-        (*oom_kill_disable, "Your kernel does not support OomKillDisable. OomKillDisable discarded."),
+        (*oom_kill_disable, "", "Your kernel does not support OomKillDisable. OomKillDisable discarded."),
         (
             *pids != 0 && *pids != -1,
+            "pids",
             "Your kernel does not support PIDs limit capabilities or the cgroup is not mounted. PIDs limit discarded.",
         ),
         (
             *cpu_nanos > 0,
+            "cpu",
             "Your kernel does not support CPU CFS scheduler or the cgroup is not mounted. NanoCPUs discarded.",
         ),
         (
             *cpu_shares > 0,
+            "cpu",
             "Your kernel does not support CPU shares or the cgroup is not mounted. Shares discarded.",
         ),
         (
             *cpu_period_us > 0 || *cpu_quota_us > 0,
+            "cpu",
             "Your kernel does not support CPU CFS scheduler or the cgroup is not mounted. CPU period/quota discarded.",
         ),
         (
             *cpu_realtime,
+            "",
             "Your kernel does not support CPU real-time scheduler or the cgroup is not mounted. CPU real-time period/runtime discarded.",
         ),
         (
             !cpuset_cpus.is_empty() || !cpuset_mems.is_empty(),
+            "cpuset",
             "Your kernel does not support cpuset or the cgroup is not mounted. Cpuset discarded.",
         ),
         (
             *blkio_weight > 0,
+            "io",
             "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.",
         ),
         (
             !blkio_devices.is_empty(),
+            "io",
             "Your kernel does not support Block I/O limits of devices or the cgroup is not mounted. Block I/O limits discarded.",
         ),
         (
             !cgroup_parent.is_empty(),
+            "",
             "Your kernel does not support a cgroup parent or the cgroup is not delegated. Cgroup parent discarded.",
         ),
     ];
-    lines.extend(table.into_iter().filter(|(given, _)| *given).map(|(_, line)| line));
+    // "" for what version 2 of the control groups does not have, or does not let be delegated.
+    let holds = |controller: &str| controllers.iter().any(|name| name == controller);
+    let broken = table.into_iter().filter(|(given, controller, _)| *given && !holds(controller));
+    lines.extend(broken.map(|(.., line)| line));
     lines.into_iter().map(str::to_owned).collect()
 }
 

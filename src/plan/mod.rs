@@ -16,12 +16,14 @@ use serde::{Deserialize, Serialize};
 
 mod build;
 pub mod capability;
+pub mod health;
 pub mod instruction;
 pub mod mount;
 pub mod names;
 pub mod port;
 pub mod process;
 pub mod request;
+pub mod restart;
 pub mod seccomp;
 pub mod signal;
 pub mod user;
@@ -66,6 +68,9 @@ pub struct ContainerPlan {
     pub bind_sources: Vec<BindSource>,
     /// The image's labels and those that were asked for.
     pub labels: Labels,
+    /// How its health is checked, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<health::Healthcheck>,
     /// Lines for the user at creation (`WARNING: ...` without the prefix); they are not saved.
     #[serde(skip)]
     pub warnings: Vec<String>,

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use oci_spec::runtime::{Capability, PosixRlimit};
 use serde::{Deserialize, Serialize};
 
+use super::health::Healthcheck;
+use super::restart::RestartPolicy;
 use super::{
     HostAddress, HostLoopback, Labels, NetworkMode, Protocol, PublishedPort, Relabel, SeccompPlan,
     StorageQuota, WriteMode,
@@ -35,10 +37,22 @@ pub struct RunRequest {
     pub labels: Labels,
     /// `--annotation`.
     pub annotations: Labels,
+    /// `--restart`.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// `--health-*` and `--no-healthcheck`, where one was given.
+    #[serde(default)]
+    pub healthcheck: Option<Healthcheck>,
     /// Where the output is kept.
     pub log_driver: LogDriver,
+    /// How much of it.
+    #[serde(default)]
+    pub log: LogRequest,
     /// The terminal and the streams.
     pub stdio: StdioRequest,
+    /// `--secret`.
+    #[serde(default)]
+    pub secrets: Vec<SecretRequest>,
     /// The command and what it runs with.
     pub process: ProcessRequest,
     /// Mounts and the writable layer.
@@ -71,8 +85,47 @@ pub enum LogDriver {
     /// In the container's log file.
     #[default]
     JsonFile,
+    /// The same file with Docker's limits for this driver, unless others are given.
+    Local,
     /// Nowhere.
     None,
+}
+
+/// `--log-opt`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRequest {
+    /// All that was given, as typed, for `inspect`.
+    pub options: BTreeMap<String, String>,
+    /// A log file of this size is put aside; `None` keeps one file for ever.
+    pub max_size_bytes: Option<u64>,
+    /// How many files are kept, the one being written among them.
+    pub max_files: u32,
+    /// What `logs --details` shows with each line.
+    pub details: BTreeMap<String, String>,
+}
+
+/// One `--secret`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretRequest {
+    /// The secret's name or id.
+    pub source: String,
+    /// How the container gets it.
+    pub target: SecretTarget,
+}
+
+/// How a container gets a secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SecretTarget {
+    /// As a file of the container's root.
+    File {
+        /// Where, absolute.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// As the value of this variable.
+    Variable(String),
 }
 
 /// One of the three standard streams.
@@ -145,6 +198,9 @@ pub struct EnvSetting {
 pub struct StorageRequest {
     /// `-v`, `--mount`, `--tmpfs` and `--device`, in order.
     pub mounts: Vec<MountRequest>,
+    /// `--volumes-from`: what it adds is among the mounts of the request that is saved.
+    #[serde(default)]
+    pub volumes_from: Vec<VolumesFrom>,
     /// `--read-only`.
     pub read_only_root: bool,
     /// `--shm-size` in bytes.
@@ -156,6 +212,15 @@ pub struct StorageRequest {
     pub quota: StorageQuota,
     /// `--tz`: a zone's name, or `local`.
     pub time_zone: Option<String>,
+}
+
+/// One `--volumes-from`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumesFrom {
+    /// The other container, as typed.
+    pub container: String,
+    /// `:ro` makes all of them read-only; otherwise each is as it is there.
+    pub access: Access,
 }
 
 /// One mount.

@@ -76,6 +76,8 @@ pub struct Enter<'a> {
     pub may_set_groups: bool,
     /// The link to make, for the userspace network.
     pub link: Option<&'a net::link::LinkConfig>,
+    /// Whether it is in a control group of its own, where a namespace of it is to begin.
+    pub own_group: bool,
     /// New volumes to fill from the image: `(place in the container, the volume's directory)`.
     pub fill: Vec<(PathBuf, PathBuf)>,
     /// The program that executes the command.
@@ -111,6 +113,10 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     network(enter)?;
     oom_score(plan)?;
     wait_for_maps(keeper.as_fd())?;
+    if enter.own_group {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
+            .during(Stage::Namespaces, || "cannot make a control group namespace".into())?;
+    }
     hand_over_namespaces(keeper.as_fd())?;
     sys::process::set_dumpable(false)
         .during(Stage::Namespaces, || "cannot hide from other processes".into())?;

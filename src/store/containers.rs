@@ -7,7 +7,8 @@
 //!                 lock         held exclusively (an open-file-description lock) by the keeper
 //!                 state.json   written by the keeper at each start
 //!                 exit.json    written by the keeper when the container has ended
-//!                 log          the container's output, a JSON object a line
+//!                 health.json  written by the keeper after each health check
+//!                 log          the container's output, a JSON object a line; log.1 the part before, ...
 //! containers/mnt/{lower,root}  empty: mount points, the same for all, used in namespaces of their own
 //! containers/.lock-<id>, .new-<id>, .rm-<id>   being made, being removed; left over only by a kill -9
 //! ```
@@ -35,6 +36,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::events::Events;
 use crate::id::{ContainerId, Name};
 use crate::sys;
 
@@ -146,6 +148,9 @@ pub struct State {
     pub boot_id: String,
     /// Pid of the keeper.
     pub keeper_pid: i32,
+    /// Pid of the server, the one child of the keeper that is not the container's; 0 in older records.
+    #[serde(default)]
+    pub server_pid: i32,
     /// The control socket.
     pub socket: PathBuf,
     /// Published ports as bound: `(container port, protocol, host address, host port)`.
@@ -158,6 +163,15 @@ pub struct State {
     pub gid_map: Vec<(u32, u32, u32)>,
     /// The container's IPv4 address, where it has one.
     pub address: Option<std::net::IpAddr>,
+    /// How often its policy has restarted it since it was started by hand.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Whether its processes are held up (`pause`).
+    #[serde(default)]
+    pub paused: bool,
+    /// Directory of its control group, where it has one.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
 }
 
 /// How a container ended.
@@ -169,6 +183,15 @@ pub struct ExitRecord {
     pub code: u8,
     /// What the engine has to say of it; empty for an ordinary end.
     pub error: String,
+    /// Its keeper waits to start it again.
+    #[serde(default)]
+    pub restarting: bool,
+    /// It was stopped or killed by a command: what `unless-stopped` asks for.
+    #[serde(default)]
+    pub by_hand: bool,
+    /// The kernel killed a process of it for want of memory.
+    #[serde(default)]
+    pub oom_killed: bool,
 }
 
 /// Where a container is in its life.
@@ -180,6 +203,8 @@ pub enum Status {
     Starting,
     /// It runs.
     Running(State),
+    /// It ended, and its keeper waits to start it again.
+    Restarting(State, ExitRecord),
     /// It ended.
     Exited(Option<State>, ExitRecord),
     /// It belongs to another machine that shares this store, and is left alone: that machine's id.
@@ -192,7 +217,9 @@ impl Status {
     pub fn word(&self) -> &'static str {
         match self {
             Self::Created | Self::Starting => "created",
+            Self::Running(state) if state.paused => "paused",
             Self::Running(_) => "running",
+            Self::Restarting(..) => "restarting",
             Self::Exited(..) => "exited",
             Self::Elsewhere(_) => "unknown",
         }
@@ -201,7 +228,7 @@ impl Status {
     /// Whether its keeper is there.
     #[must_use]
     pub fn is_live(&self) -> bool {
-        matches!(self, Self::Running(_) | Self::Starting)
+        matches!(self, Self::Running(_) | Self::Starting | Self::Restarting(..))
     }
 }
 
@@ -212,6 +239,14 @@ pub struct Lock {
 }
 
 impl Lock {
+    /// The same right once more: the lock is given up when the last of them is dropped.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()? })
+    }
+
     /// The descriptor, to keep it open across a `close_all`.
     #[must_use]
     pub fn raw_fd(&self) -> i32 {
@@ -551,6 +586,9 @@ impl Containers {
             match (locked, state, exit) {
                 (true, Some(state), None) => return Ok(Status::Running(state)),
                 (true, _, None) => return Ok(Status::Starting),
+                (true, Some(state), Some(exit)) if exit.restarting => {
+                    return Ok(Status::Restarting(state, exit));
+                }
                 // With the lock held: its keeper is tidying up, or is about to start it again.
                 (_, state, Some(exit)) => return Ok(Status::Exited(state, exit)),
                 (false, None, None) => return Ok(Status::Created),
@@ -573,10 +611,21 @@ impl Containers {
         }
         if let Some(state) = optional::<State>(read_json(&dir.join("state.json")))? {
             kill_orphan(&state);
+            if let Some(group) = &state.cgroup {
+                let _ = fs::remove_dir(group); // empty now, or not the kernel's to give back yet
+            }
             let _ = fs::remove_file(&state.socket); // its listener is gone; a stale name harms nobody
         }
         let error = "the container's supervisor was killed".to_owned();
-        self.write_exit(id, &ExitRecord { finished: Timestamp::now(), code: 137, error })?;
+        let exit = ExitRecord {
+            finished: Timestamp::now(),
+            code: 137,
+            error,
+            restarting: false,
+            by_hand: false,
+            oom_killed: false,
+        };
+        self.write_exit(id, &exit)?;
         drop(lock);
         Ok(())
     }
@@ -602,6 +651,37 @@ impl Containers {
     /// As writing a file.
     pub fn write_exit(&self, id: &ContainerId, exit: &ExitRecord) -> Result<()> {
         write_json(&self.path(id).join("exit.json"), exit)
+    }
+
+    /// Records the container's health. The keeper's, under the lock.
+    ///
+    /// # Errors
+    /// As writing a file.
+    pub fn write_health<H: Serialize>(&self, id: &ContainerId, health: &H) -> Result<()> {
+        write_json(&self.path(id).join("health.json"), health)
+    }
+
+    /// The container's health, in the type that [`Self::write_health`] was given; `None` without checks.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub fn health<H: DeserializeOwned>(&self, id: &ContainerId) -> Result<Option<H>> {
+        optional(read_json(&self.path(id).join("health.json")))
+    }
+
+    /// The events of the store.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        Events::new(self.store_root())
+    }
+
+    /// Tells the journal of something that happened to a container: with its image, name and labels.
+    pub fn tell(&self, record: &Record, action: &str, extra: &[(&str, &str)]) {
+        let mut attributes = record.labels.clone();
+        attributes.insert("image".into(), record.image.clone());
+        attributes.insert("name".into(), record.name.to_string());
+        attributes.extend(extra.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        self.events().emit("container", action, record.id.as_str(), attributes);
     }
 
     /// Makes a container invisible; what is left of it lies in the directory that is returned, for

@@ -17,6 +17,8 @@
 //!   volumes/<name>/          meta.json, _data/
 //!   containers/              see `containers`
 //!   reserve                  room for the next catalog on a full disk
+//!   events/                  see `events`
+//!   secrets/                 see `secrets`
 //!   tmp/                     what is being written
 //!   lock, images.lock, volumes/.lock
 //! ```
@@ -58,11 +60,13 @@ mod collect;
 pub mod containers;
 mod content;
 mod downloads;
+pub mod events;
 mod large_file;
 pub mod local;
 mod lock;
 pub mod native;
 mod seal;
+pub mod secrets;
 mod settings;
 mod shared;
 mod staging;

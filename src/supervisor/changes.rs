@@ -60,7 +60,7 @@ pub fn recorded_maps(saved: &Saved, state: Option<&State>) -> IdMaps {
 #[must_use]
 pub fn last_state(status: &Status) -> Option<&State> {
     match status {
-        Status::Running(state) => Some(state),
+        Status::Running(state) | Status::Restarting(state, _) => Some(state),
         Status::Exited(state, _) => state.as_ref(),
         Status::Created | Status::Starting | Status::Elsewhere(_) => None,
     }

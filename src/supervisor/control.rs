@@ -48,6 +48,10 @@ pub enum Request {
     },
     /// Answer with [`Reply::Exited`] when the container ends.
     Wait,
+    /// Hold up every process of the container.
+    Pause,
+    /// Let them go on.
+    Unpause,
 }
 
 /// A process to run in the container.

@@ -5,8 +5,12 @@
 //!
 //! ```text
 //! Starting --(init's socket closes without a word)--> Running --(init ends)--> Draining --> gone
-//!     \--(init or server fails)--> gone
+//!  ^  \--(init or server fails)--> gone                                          |
+//!  \------------------------- Waiting (the restart policy says so) <-------------/
 //! ```
+//!
+//! A restart is a new life in the same keeper: it keeps lock, control socket and clients, and makes server and
+//! init anew from what is on disk then. Between two lives nothing of the container exists.
 //!
 //! Draining waits, for a bounded time, until the server has passed on the last output, so that the
 //! log is whole before anybody is told of the end. Whoever waits is told before anything is cleaned up.
@@ -24,15 +28,18 @@ use nix::unistd::{Pid, Uid};
 use oci_spec::runtime::Process;
 
 use super::affinity::Together;
+use super::cgroup::Group;
+use super::checks::{Checks, Due};
 use super::control::{self, ExecRequest, Reply, Request};
 use super::rest::{Rest, timeout_until};
 use super::server::word;
-use super::{Saved, remove};
+use super::{Kept, Saved, log, processes, remove};
 use crate::plan::WriteMode;
+use crate::plan::restart::{Life, Restarts};
 use crate::sandbox::idmap::IdMaps;
 use crate::sandbox::init::{RootKind, message};
 use crate::sandbox::{Failure, Stage, Stdio, command, exec};
-use crate::store::containers::{self, Containers, ExitRecord, Lock, Record, State};
+use crate::store::containers::{self, Containers, ExitRecord, Lock, Record, State, Status};
 use crate::sys;
 use crate::sys::process::{Child, Ended, Fork};
 
@@ -65,12 +72,16 @@ pub struct Parts {
     pub seccomp: Option<Vec<libc::sock_filter>>,
     /// The id maps.
     pub maps: IdMaps,
+    /// Its control group, where one could be made.
+    pub group: Option<Group>,
     /// The control socket, listening.
     pub listener: OwnedFd,
     /// Its path.
     pub socket_path: PathBuf,
-    /// The command that started all this: it waits for the start and then for the end.
-    pub starter: OwnedFd,
+    /// The command that started all this: it waits for the start and then for the end. None at a restart.
+    pub starter: Option<OwnedFd>,
+    /// Clients that came while the container waited for its restart.
+    pub connections: Vec<Connection>,
     /// The server.
     pub server: Child,
     /// The socket to it.
@@ -85,18 +96,30 @@ pub struct Parts {
     pub state: State,
 }
 
+/// A client.
 #[derive(Debug)]
-struct Connection {
+pub struct Connection {
     socket: OwnedFd,
     open: bool,
     /// Wants to hear of the container's end.
     waits: bool,
+    /// Wants to hear of its start.
+    starts: bool,
 }
 
 /// What init or an exec's process said of its failure: itself, or its stub.
 fn parse_failure(message: &[u8], process: Option<&Process>) -> Option<Failure> {
     let name = process.and_then(|process| process.args().as_ref()?.first().cloned()).unwrap_or_default();
     command::reported_by_stub(message, &name).or_else(|| serde_json::from_slice(message).ok())
+}
+
+/// Answers everybody who waits for the end.
+fn tell_waiting(connections: &[Connection], reply: &Reply) {
+    for connection in connections {
+        if connection.waits && connection.open {
+            let _ = control::send(&connection.socket, reply, &[]); // gone: nobody to tell
+        }
+    }
 }
 
 /// How much the client of an exec knows.
@@ -124,6 +147,14 @@ struct Exec {
     ended: Option<Ended>,
     /// Output that nobody reads any more is read here, so that the process is not held up.
     drains: Vec<Option<OwnedFd>>,
+    /// What it is named by in events; a health check has no name.
+    id: Option<String>,
+}
+
+impl Exec {
+    fn is_check(&self) -> bool {
+        self.id.is_none()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,24 +171,22 @@ enum Token {
     ExecDrain(usize, usize),
 }
 
-/// Runs until the container has ended and everything of it is gone.
+/// Runs until the container has ended for good and everything of it is gone.
 pub fn run(parts: Parts) -> ! {
     sys::process::set_name(c"hostel-keeper");
-    let mut keeper = Keeper {
-        running: false,
-        init_ended: None,
-        namespaces: vec![],
-        drained: false,
-        server_ended: false,
-        kill_at: None,
-        drain_until: None,
-        failure: None,
-        connections: vec![],
-        execs: vec![],
-        rest: Rest::after_start(),
-        parts,
+    let mut keeper = Keeper::new(parts, Restarts::default());
+    let result = loop {
+        match keeper.live() {
+            Ok(None) => break Ok(()),
+            Ok(Some(wait)) => match keeper.again(wait) {
+                Ok(Some(next)) => keeper = next,
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            },
+            Err(error) => break Err(error),
+        }
     };
-    let code = match keeper.work() {
+    let code = match result {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("keeper: {error}"); // stderr is the container's supervisor.log
@@ -170,6 +199,7 @@ pub fn run(parts: Parts) -> ! {
 struct Keeper {
     parts: Parts,
     running: bool,
+    started: Instant,
     init_ended: Option<Ended>,
     /// Mount and network namespace: let go once everybody has been told of the end.
     namespaces: Vec<OwnedFd>,
@@ -180,21 +210,103 @@ struct Keeper {
     failure: Option<Failure>,
     connections: Vec<Connection>,
     execs: Vec<Exec>,
+    checks: Option<Checks>,
+    restarts: Restarts,
+    /// When the next life begins, while there is none.
+    restart_at: Option<Instant>,
+    /// `stop` or `kill` wants it to stay down.
+    by_hand: bool,
+    /// `stop` was what ended it.
+    stopped: bool,
     rest: Rest,
 }
 
 impl Keeper {
-    fn work(&mut self) -> io::Result<()> {
-        let starter = self.parts.starter.try_clone()?;
-        self.connections.push(Connection { socket: starter, open: true, waits: true });
+    fn new(mut parts: Parts, restarts: Restarts) -> Self {
+        let starter = parts.starter.take();
+        let starter = starter.map(|socket| Connection { socket, open: true, waits: true, starts: true });
+        let connections = starter.into_iter().chain(std::mem::take(&mut parts.connections)).collect();
+        parts.state.restarts = restarts.count;
+        Self {
+            running: false,
+            started: Instant::now(),
+            init_ended: None,
+            namespaces: vec![],
+            drained: false,
+            server_ended: false,
+            kill_at: None,
+            drain_until: None,
+            failure: None,
+            connections,
+            execs: vec![],
+            checks: None,
+            restarts,
+            restart_at: None,
+            by_hand: false,
+            stopped: false,
+            rest: Rest::after_start(),
+            parts,
+        }
+    }
+
+    /// From the start of init to the end of everything: then how long to wait for the next life, if any.
+    fn live(&mut self) -> io::Result<Option<Duration>> {
         while !self.is_over() {
-            for (token, flags) in self.wait()? {
-                self.serve(token, flags);
-            }
-            self.after_round();
-            self.rest.take();
+            self.round()?;
         }
         self.finish()
+    }
+
+    fn round(&mut self) -> io::Result<()> {
+        for (token, flags) in self.wait()? {
+            self.serve(token, flags);
+        }
+        self.after_round();
+        self.rest.take();
+        Ok(())
+    }
+
+    /// Sits out the wait, answering commands, and starts the container once more; `None` when a command has
+    /// called it off, or it does not start.
+    fn again(mut self, wait: Duration) -> io::Result<Option<Self>> {
+        let at = Instant::now() + wait;
+        self.restart_at = Some(at);
+        while Instant::now() < at && !self.by_hand {
+            self.round()?;
+        }
+        let (containers, id) = (self.parts.containers.clone(), self.parts.record.id.clone());
+        let guard = self.parts.lock.try_clone()?; // until the end is on disk
+        let restarts = self.restarts;
+        let failure = if self.by_hand {
+            None
+        } else {
+            let kept = Kept {
+                containers: self.parts.containers,
+                id: id.clone(),
+                lock: self.parts.lock,
+                listener: self.parts.listener,
+                socket_path: self.parts.socket_path.clone(),
+                connections: std::mem::take(&mut self.connections),
+            };
+            match super::start_again(kept) {
+                Ok(parts) => return Ok(Some(Self::new(parts, restarts))),
+                Err(failure) => Some(failure),
+            }
+        };
+        let status = containers.status(&id).map_err(io::Error::other)?;
+        if let Status::Restarting(_, mut exit) = status {
+            exit.restarting = false;
+            exit.by_hand = self.by_hand;
+            if let Some(failure) = &failure {
+                exit.code = super::exit_code(failure);
+                exit.error = failure.to_string();
+            }
+            containers.write_exit(&id, &exit).map_err(io::Error::other)?;
+            tell_waiting(&self.connections, &Reply::Exited { code: exit.code });
+        }
+        let _ = std::fs::remove_file(&self.parts.socket_path); // a stale name is found dead by its connect
+        drop(guard);
+        Ok(None)
     }
 
     /// Over when init is gone, its last word heard, and its output passed on, or cannot be any more.
@@ -234,8 +346,9 @@ impl Keeper {
             }
         }
         let mut polled: Vec<_> = wanted.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-        let next = [self.kill_at, self.drain_until, self.rest.due()].into_iter().flatten().min();
-        let timeout = next.map_or(PollTimeout::NONE, timeout_until);
+        let check = self.checks.as_ref().and_then(Checks::next).filter(|_| self.is_up());
+        let due = [self.kill_at, self.drain_until, self.restart_at, check, self.rest.due()];
+        let timeout = due.into_iter().flatten().min().map_or(PollTimeout::NONE, timeout_until);
         match poll(&mut polled, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -258,8 +371,11 @@ impl Keeper {
                 let mut word = [0; 16];
                 let received =
                     sys::fd::receive_with_fds(self.parts.server_socket.as_fd(), &mut word, MsgFlags::empty());
-                self.drained |=
-                    !matches!(received, Ok((length, _)) if length > 0 && word[0] != word::DRAINED);
+                match received {
+                    Ok((1, _)) if word[0] == word::LOG_FULL => self.next_log(),
+                    Ok((length, _)) => self.drained |= length == 0 || word[0] == word::DRAINED,
+                    Err(_) => self.drained = true,
+                }
             }
             Token::Server => {
                 let _ = sys::process::wait_for(self.parts.server.pid); // how it ended is in supervisor.log
@@ -280,12 +396,19 @@ impl Keeper {
                 }
             }
             Token::ExecDrain(index, drain) => {
-                let mut nowhere = [0; 4096];
+                let mut buffer = [0; 4096];
                 let Some(fd) = &self.execs[index].drains[drain] else { return };
-                let done = !flags.contains(PollFlags::POLLIN)
-                    || matches!(nix::unistd::read(fd, &mut nowhere), Ok(0));
-                if done {
-                    self.execs[index].drains[drain] = None;
+                let read = if flags.contains(PollFlags::POLLIN) {
+                    nix::unistd::read(fd, &mut buffer)
+                } else {
+                    Ok(0)
+                };
+                match (read, &mut self.checks) {
+                    (Ok(0), _) => self.execs[index].drains[drain] = None,
+                    (Ok(length), Some(checks)) if self.execs[index].is_check() => {
+                        checks.hear(&buffer[..length]);
+                    }
+                    _ => {}
                 }
             }
         }
@@ -297,11 +420,17 @@ impl Keeper {
             self.kill_at = None;
             self.kill_container();
         }
+        self.check_health();
         for index in 0..self.execs.len() {
             self.advance_exec(index);
         }
         // Its end may be seen before its last message: it stays until its client has been told.
-        self.execs.retain(|exec| exec.ended.is_none() || exec.helper.is_some() || exec.told != Told::All);
+        let is_done = |exec: &Exec| exec.ended.is_some() && exec.helper.is_none() && exec.told == Told::All;
+        if let Some(check) = self.execs.iter().position(|exec| exec.is_check() && is_done(exec)) {
+            let check = self.execs.remove(check);
+            self.end_check(check);
+        }
+        self.execs.retain(|exec| !is_done(exec));
         for exec in &mut self.execs {
             let gone = |fd: i32| {
                 !self
@@ -329,7 +458,7 @@ impl Keeper {
         // The directory is 0700 already; this holds where somebody made the path known to others.
         let peer = getsockopt(&socket, sockopt::PeerCredentials).map(|peer| peer.uid());
         if peer.is_ok_and(|uid| uid == Uid::effective().as_raw() || uid == 0) {
-            self.connections.push(Connection { socket, open: true, waits: false });
+            self.connections.push(Connection { socket, open: true, waits: false, starts: false });
         }
     }
 
@@ -352,6 +481,13 @@ impl Keeper {
         };
         match request {
             Request::Wait => connection.waits = true,
+            Request::Attach { .. } if self.restart_at.is_some() => {
+                let what = format!(
+                    "Container {} is restarting, wait until the container is running",
+                    self.parts.record.id
+                );
+                self.reply(index, &Reply::Refused(what));
+            }
             Request::Attach { stdin } => {
                 let sent = fds.first().is_some_and(|socket| {
                     let server = self.parts.server_socket.as_fd();
@@ -371,6 +507,155 @@ impl Keeper {
                     self.reply(index, &Reply::Failed(failure));
                 }
             }
+            Request::Pause => {
+                let reply = self.pause().map_or_else(Reply::Refused, |()| Reply::Ok);
+                self.reply(index, &reply);
+            }
+            Request::Unpause => {
+                let reply = self.unpause().map_or_else(Reply::Refused, |()| Reply::Ok);
+                self.reply(index, &reply);
+            }
+        }
+    }
+
+    /// Whether its command runs.
+    fn is_up(&self) -> bool {
+        self.running && self.init_ended.is_none()
+    }
+
+    fn tell(&self, action: &str, extra: &[(&str, &str)]) {
+        // Read again: `rename` may have changed its name.
+        let containers = &self.parts.containers;
+        let record = containers.record(&self.parts.record.id);
+        containers.tell(record.as_ref().unwrap_or(&self.parts.record), action, extra);
+    }
+
+    fn pause(&mut self) -> Result<(), String> {
+        let id = &self.parts.record.id;
+        if !self.is_up() {
+            return Err(format!("Container {id} is not running"));
+        }
+        if self.parts.state.paused {
+            return Err(format!("Container {id} is already paused"));
+        }
+        let State { keeper_pid, server_pid, .. } = self.parts.state;
+        let held = match &self.parts.group {
+            Some(group) => group.freeze(true),
+            None => processes::hold(keeper_pid, &[server_pid]),
+        };
+        held.map_err(|error| format!("cannot pause container {id}: {error}"))?;
+        self.write_paused(true)?;
+        self.tell("pause", &[]);
+        Ok(())
+    }
+
+    fn unpause(&mut self) -> Result<(), String> {
+        if !self.parts.state.paused {
+            return Err(format!("Container {} is not paused", self.parts.record.id));
+        }
+        match &self.parts.group {
+            Some(group) => group.freeze(false).map_err(|error| format!("cannot let it go on: {error}"))?,
+            None => processes::release(self.parts.state.keeper_pid, &[self.parts.state.server_pid]),
+        }
+        if let Some(checks) = &mut self.checks {
+            checks.put_off(Instant::now());
+        }
+        self.write_paused(false)?;
+        self.tell("unpause", &[]);
+        Ok(())
+    }
+
+    fn write_paused(&mut self, paused: bool) -> Result<(), String> {
+        self.parts.state.paused = paused;
+        let written = self.parts.containers.write_state(&self.parts.record.id, &self.parts.state);
+        written.map_err(|error| crate::sandbox::chain(&error))
+    }
+
+    /// The log's file is full: puts it aside and hands the server the next one.
+    fn next_log(&self) {
+        let path = self.parts.containers.path(&self.parts.record.id).join("log");
+        match log::next_file(&path, self.parts.saved.request.log.max_files) {
+            Ok(file) => {
+                let server = self.parts.server_socket.as_fd();
+                let _ = sys::fd::send_with_fds(server, &[word::NEXT_LOG], &[file.as_fd()]); // gone: seen elsewhere
+            }
+            // The server writes on to the old file.
+            Err(error) => eprintln!("keeper: cannot begin the log's next file: {error}"),
+        }
+    }
+
+    /// Runs a health check, or ends one that takes too long.
+    fn check_health(&mut self) {
+        let up = self.is_up();
+        let Some(checks) = self.checks.as_mut().filter(|_| up) else { return };
+        if self.parts.state.paused {
+            return checks.put_off(Instant::now());
+        }
+        match checks.due(Instant::now()) {
+            Due::Nothing => {}
+            Due::Kill => {
+                let process =
+                    self.execs.iter().find(|exec| exec.is_check()).and_then(|exec| exec.process.as_ref());
+                if let Some(process) = process {
+                    let _ = sys::process::pidfd_send_signal(process.pidfd.as_fd(), libc::SIGKILL); // gone: good
+                }
+            }
+            Due::Run => {
+                let command = checks.command();
+                if let Err(failure) = self.start_check(command) {
+                    self.take_result(Err(failure.to_string()));
+                }
+            }
+        }
+    }
+
+    fn start_check(&mut self, command: Vec<String>) -> Result<(), Failure> {
+        use crate::sandbox::Context as _;
+        let stage = Stage::Namespaces;
+        let what = || "cannot run the health check".to_owned();
+        let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).during(stage, what)?;
+        sys::fd::set_nonblocking(&reader).during(stage, what)?;
+        let null = std::fs::File::open("/dev/null").during(stage, what)?;
+        let errors = writer.try_clone().during(stage, what)?;
+        let stdio = Stdio::Pipes([null.into(), writer, errors]);
+        let mut process = self.parts.saved.plan.spec.process().clone().unwrap_or_default();
+        process.set_args(Some(command)).set_terminal(Some(false));
+        let request = ExecRequest { process, user: None, privileged: false, size: None };
+        let exec = self.enter(&request, stdio, None)?;
+        self.execs.push(Exec { drains: vec![Some(reader)], ..exec });
+        Ok(())
+    }
+
+    fn end_check(&mut self, check: Exec) {
+        if let (Some(checks), Some(Some(output))) = (&mut self.checks, check.drains.first()) {
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = nix::unistd::read(output, &mut buffer) {
+                checks.hear(&buffer[..length]);
+            }
+        }
+        let result = match (check.failure, check.ended) {
+            (Some(failure), _) => Err(failure.to_string()),
+            (None, Some(ended)) => Ok(ended.code()),
+            (None, None) => Err("its end was not seen".into()),
+        };
+        self.take_result(result);
+    }
+
+    fn take_result(&mut self, result: Result<u8, String>) {
+        let Some(checks) = &mut self.checks else { return };
+        let changed = checks.ended(result, Instant::now());
+        let health = checks.health.clone();
+        self.write_health();
+        if changed {
+            self.tell(&format!("health_status: {}", health.status.as_str()), &[]);
+        }
+    }
+
+    fn write_health(&self) {
+        if let Some(checks) = &self.checks
+            && let Err(error) = self.parts.containers.write_health(&self.parts.record.id, &checks.health)
+        {
+            eprintln!("keeper: {}", crate::sandbox::chain(&error));
         }
     }
 
@@ -384,6 +669,17 @@ impl Keeper {
             None => Some(self.parts.init.pidfd.as_fd()).filter(|_| self.init_ended.is_none()),
         };
         let is_exec = exec.is_some();
+        if !is_exec {
+            // Any signal, unless the image or --stop-signal says which one ends it: moby's rule.
+            let plan = &self.parts.saved;
+            let named = plan.request.process.stop_signal.is_some()
+                || plan.image_config.config().as_ref().is_some_and(|config| config.stop_signal().is_some());
+            self.by_hand |= !named || signal == libc::SIGKILL || signal == plan.plan.stop_signal;
+            if self.restart_at.is_some() {
+                return self.reply(index, &Reply::Ok);
+            }
+            self.tell("kill", &[("signal", &signal.to_string())]);
+        }
         let result = target.map_or(Err(Errno::ESRCH), |pidfd| sys::process::pidfd_send_signal(pidfd, signal));
         if !is_exec {
             let reply = match result {
@@ -395,6 +691,15 @@ impl Keeper {
     }
 
     fn stop(&mut self, signal: i32, timeout_s: i64) {
+        self.by_hand = true;
+        if self.init_ended.is_none() {
+            self.stopped = signal != libc::SIGKILL || timeout_s != 0;
+            let first = if timeout_s == 0 { libc::SIGKILL } else { signal };
+            self.tell("kill", &[("signal", &first.to_string())]);
+            if self.parts.state.paused && timeout_s != 0 {
+                let _ = self.unpause(); // what is not on disk is so when it has ended
+            }
+        }
         if self.init_ended.is_none() && timeout_s != 0 {
             let _ = sys::process::pidfd_send_signal(self.parts.init.pidfd.as_fd(), signal); // ended: told below
         }
@@ -409,8 +714,16 @@ impl Keeper {
 
     fn exec(&mut self, index: usize, request: &ExecRequest, mut fds: Vec<OwnedFd>) -> Result<(), Failure> {
         let plain = |what: &str| Failure::plain(Stage::Namespaces, what);
-        if self.init_ended.is_some() || !self.running {
+        if self.restart_at.is_some() {
+            let id = &self.parts.record.id;
+            return Err(plain(&format!("Container {id} is restarting, wait until the container is running")));
+        }
+        if !self.is_up() {
             return Err(plain("the container is not running"));
+        }
+        if self.parts.state.paused {
+            let id = &self.parts.record.id;
+            return Err(plain(&format!("Container {id} is paused, unpause the container before exec")));
         }
         if self.execs.len() >= MAX_EXECS {
             return Err(plain("too many processes were entered by exec at once"));
@@ -427,13 +740,38 @@ impl Keeper {
                 .map_err(|_| plain("the request came without its descriptors"))?;
             (Stdio::Pipes(pipes), None)
         };
+        let exec = self.enter(request, stdio, client)?;
+        let id = crate::id::ContainerId::from_random(&sys::process::random_bytes().unwrap_or_default())
+            .to_string();
+        let line = request.process.args().iter().flatten().map(String::as_str).collect::<Vec<_>>().join(" ");
+        self.tell(&format!("exec_create: {line}"), &[("execID", &id)]);
+        self.tell(&format!("exec_start: {line}"), &[("execID", &id)]);
+        let client = Some(self.connections[index].socket.as_raw_fd());
+        self.execs.push(Exec {
+            client,
+            drains: drains.into_iter().map(Some).collect(),
+            id: Some(id),
+            ..exec
+        });
+        Ok(())
+    }
+
+    /// Makes a process that enters the container.
+    fn enter(&self, request: &ExecRequest, stdio: Stdio, terminal: Option<OwnedFd>) -> Result<Exec, Failure> {
+        let plain = |what: &str| Failure::plain(Stage::Namespaces, what);
         let (ours, theirs) = sys::fd::seqpacket_pair()
             .map_err(|errno| Failure::new(Stage::Namespaces, "cannot make a socket", errno))?;
         let stub = sys::stub::make()
             .map_err(|error| plain(&format!("cannot make the program that executes commands: {error}")))?;
         let plan = &self.parts.saved.plan;
-        let fork = sys::process::clone(0, false)
-            .map_err(|errno| Failure::new(Stage::Namespaces, "cannot make a process", errno))?;
+        let group = self.parts.group.as_ref().map(Group::open).transpose();
+        let group =
+            group.map_err(|error| plain(&format!("cannot open the container's control group: {error}")))?;
+        let fork = match &group {
+            Some(group) => sys::process::clone_into(0, group.as_fd()),
+            None => sys::process::clone(0, false),
+        };
+        let fork = fork.map_err(|errno| Failure::new(Stage::Namespaces, "cannot make a process", errno))?;
         match fork {
             Fork::Child => {
                 // Dumpable is inherited from the keeper, which is not; exec checks it again inside.
@@ -449,23 +787,21 @@ impl Keeper {
                     stub,
                     stdio,
                     keeper: theirs,
-                    client,
+                    client: terminal,
                 })
             }
-            Fork::Parent(helper) => {
-                self.execs.push(Exec {
-                    client: Some(self.connections[index].socket.as_raw_fd()),
-                    status: Some(ours),
-                    helper: Some(helper),
-                    process: None,
-                    request: request.process.clone(),
-                    failure: None,
-                    told: Told::Nothing,
-                    ended: None,
-                    drains: drains.into_iter().map(Some).collect(),
-                });
-                Ok(())
-            }
+            Fork::Parent(helper) => Ok(Exec {
+                client: None,
+                status: Some(ours),
+                helper: Some(helper),
+                process: None,
+                request: request.process.clone(),
+                failure: None,
+                told: Told::Nothing,
+                ended: None,
+                drains: Vec::new(),
+                id: None,
+            }),
         }
     }
 
@@ -523,6 +859,9 @@ impl Keeper {
         if let (Some(ended), Told::Started) = (exec.ended, exec.told) {
             exec.told = Told::All;
             replies.push(Reply::Exited { code: ended.code() });
+            if let Some(id) = exec.id.clone() {
+                self.tell("exec_die", &[("execID", &id), ("exitCode", &ended.code().to_string())]);
+            }
         }
         if let Some(client) = client {
             for reply in replies {
@@ -573,7 +912,16 @@ impl Keeper {
                 eprintln!("keeper: {}", crate::sandbox::chain(&error));
             }
         }
-        self.reply(0, &Reply::Started { pid: self.parts.init.pid.as_raw() });
+        let check = self.parts.saved.plan.healthcheck.clone();
+        self.started = Instant::now();
+        self.checks = check.map(|check| Checks::new(check, self.started));
+        self.write_health();
+        self.parts.containers.tell(&self.parts.record, "start", &[]); // as it was read a moment ago
+        for index in 0..self.connections.len() {
+            if std::mem::take(&mut self.connections[index].starts) {
+                self.reply(index, &Reply::Started { pid: self.parts.init.pid.as_raw() });
+            }
+        }
     }
 
     fn reply(&mut self, index: usize, reply: &Reply) {
@@ -605,8 +953,9 @@ impl Keeper {
         }
     }
 
-    /// Init is gone: record it, tell whoever waits, clean up, in this order.
-    fn finish(&mut self) -> io::Result<()> {
+    /// Init is gone: record it, tell whoever waits, clean up, in this order. How long to wait for the next
+    /// life, if there is to be one.
+    fn finish(&mut self) -> io::Result<Option<Duration>> {
         if !exec::namespaces(&self.parts.saved.plan.spec).contains(nix::sched::CloneFlags::CLONE_NEWPID) {
             self.end_descendants();
         }
@@ -619,27 +968,67 @@ impl Keeper {
                     .hint("its supervisor.log in the store says more"),
             ),
         };
-        let removed = self.record_end(code);
-        for connection in &self.connections {
-            if connection.waits && connection.open {
-                let _ = control::send(&connection.socket, &reply, &[]); // gone: nobody to tell
+        let again = self.next_life(code);
+        let oom_killed = self.parts.group.as_ref().is_some_and(|group| group.oom_kills() > 0);
+        if oom_killed {
+            self.tell("oom", &[]);
+        }
+        if self.running {
+            let seconds = self.started.elapsed().as_secs().to_string();
+            self.tell("die", &[("exitCode", &code.to_string()), ("execDuration", &seconds)]);
+            if self.stopped {
+                self.tell("stop", &[]);
             }
         }
+        let removed = self.record_end(code, again.is_some(), oom_killed);
+        tell_waiting(&self.connections, &reply);
         self.connections.clear();
         self.namespaces.clear();
-        let _ = std::fs::remove_file(&self.parts.socket_path); // a stale name is found dead by its connect
+        if again.is_none() {
+            let _ = std::fs::remove_file(&self.parts.socket_path); // a stale name is found dead by its connect
+        }
         self.let_server_finish(removed.is_some());
+        if let Some(group) = self.parts.group.take() {
+            group.remove();
+        }
         if let Some(grave) = removed {
             remove::tree(&grave, &self.parts.maps).map_err(io::Error::other)?;
             let root = self.parts.containers.store_root();
             remove::anonymous_volumes(root, &self.parts.record, &self.parts.maps)
                 .map_err(io::Error::other)?;
         }
-        Ok(())
+        if again.is_some() {
+            self.forget_life();
+        }
+        Ok(again)
+    }
+
+    /// What the policy says; it is read again, since `update` may have changed it.
+    fn next_life(&mut self, code: u8) -> Option<Duration> {
+        if !self.running || self.failure.is_some() {
+            return None;
+        }
+        let saved = self.parts.containers.plan::<Saved>(&self.parts.record.id);
+        let policy = saved.as_ref().unwrap_or(&self.parts.saved).request.restart;
+        let life = Life { lasted: self.started.elapsed(), code, stopped_by_hand: self.by_hand };
+        self.restarts.after(policy, life)
+    }
+
+    /// Nothing of the last life is polled any more.
+    fn forget_life(&mut self) {
+        for exec in self.execs.drain(..) {
+            for child in [exec.helper, exec.process.filter(|_| exec.ended.is_none())].into_iter().flatten() {
+                let _ = sys::process::wait_for(child.pid); // it has died with its namespace
+            }
+        }
+        self.checks = None;
+        (self.kill_at, self.drain_until) = (None, None);
+        (self.drained, self.server_ended) = (true, true);
+        self.parts.init_socket = None;
     }
 
     /// Writes the exit, or unlinks the record of a container that is to go; then its remains are returned.
-    fn record_end(&self, code: u8) -> Option<PathBuf> {
+    fn record_end(&self, code: u8, restarting: bool, oom_killed: bool) -> Option<PathBuf> {
         let Parts { containers, record, saved, lock, .. } = &self.parts;
         if self.failure.as_ref().is_some_and(|failure| failure.stage == Stage::Overlay)
             && saved.write_mode == WriteMode::Auto
@@ -647,8 +1036,12 @@ impl Keeper {
             return None; // the command is about to start it once more, in pure mode
         }
         if saved.plan.auto_remove {
-            match containers.unlink(record, lock) {
-                Ok(grave) => return Some(grave),
+            let latest = containers.record(&record.id).unwrap_or_else(|_| record.clone()); // `rename`
+            match containers.unlink(&latest, lock) {
+                Ok(grave) => {
+                    containers.tell(&latest, "destroy", &[]);
+                    return Some(grave);
+                }
                 Err(error) => eprintln!("keeper: {}", crate::sandbox::chain(&error)),
             }
         }
@@ -657,7 +1050,8 @@ impl Keeper {
             Some(failure) => super::exit_code(failure),
             None => code,
         };
-        let exit = ExitRecord { finished: Timestamp::now(), code, error };
+        let by_hand = self.by_hand;
+        let exit = ExitRecord { finished: Timestamp::now(), code, error, restarting, by_hand, oom_killed };
         if let Err(error) = containers.write_exit(&record.id, &exit) {
             eprintln!("keeper: {}", crate::sandbox::chain(&error));
         }

@@ -3,11 +3,15 @@
 //! `{"log":"text\n","stream":"stdout","time":"2024-01-02T03:04:05.000000006Z"}`. A line that is
 //! longer than [`MAX_LINE_BYTES`], or not ended yet when its stream ends, is written without its
 //! newline, and a reader joins the pieces. Bytes that are not UTF-8 are replaced, as in Docker.
+//!
+//! With a limit (`--log-opt max-size`) a full file becomes `log.1`, that one `log.2`, and so on. The server
+//! writes, but its fence lets it open nothing: it says that the file is full, and the keeper, which renames,
+//! hands it the next one. Until then it writes on to the old one.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -42,6 +46,17 @@ pub struct Writer {
     file: Option<File>,
     partial: [Vec<u8>; 2],
     out: Vec<u8>,
+    size_bytes: u64,
+    limit_bytes: Option<u64>,
+    full: Fullness,
+}
+
+/// Whether the next file has been asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fullness {
+    Room,
+    Full,
+    Asked,
 }
 
 impl Writer {
@@ -49,9 +64,41 @@ impl Writer {
     ///
     /// # Errors
     /// As open(2).
-    pub fn open(path: Option<&Path>) -> io::Result<Self> {
-        let open = |path| OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-        Ok(Self { file: path.map(open).transpose()?, partial: Default::default(), out: Vec::new() })
+    pub fn open(path: Option<&Path>, limit_bytes: Option<u64>) -> io::Result<Self> {
+        let file = path.map(open).transpose()?;
+        let size_bytes = file.as_ref().map(File::metadata).transpose()?.map_or(0, |meta| meta.len());
+        let mut writer = Self {
+            file,
+            partial: Default::default(),
+            out: Vec::new(),
+            size_bytes,
+            limit_bytes,
+            full: Fullness::Room,
+        };
+        writer.look_at_size();
+        Ok(writer)
+    }
+
+    fn look_at_size(&mut self) {
+        if self.full == Fullness::Room && self.limit_bytes.is_some_and(|limit| self.size_bytes >= limit) {
+            self.full = Fullness::Full;
+        }
+    }
+
+    /// Whether the file is full; says so once until [`Self::go_on_in`] has been called.
+    pub fn wants_next_file(&mut self) -> bool {
+        let wants = self.full == Fullness::Full;
+        if wants {
+            self.full = Fullness::Asked;
+        }
+        wants
+    }
+
+    /// Writes to this new file from now on.
+    pub fn go_on_in(&mut self, file: File) {
+        self.file = Some(file);
+        self.size_bytes = 0;
+        self.full = Fullness::Room;
     }
 
     /// Takes what was read from a stream.
@@ -97,10 +144,52 @@ impl Writer {
         }
         let out = std::mem::take(&mut self.out);
         match &mut self.file {
-            Some(file) if !out.is_empty() => file.write_all(&out),
+            Some(file) if !out.is_empty() => {
+                self.size_bytes += out.len() as u64;
+                let written = file.write_all(&out);
+                self.look_at_size();
+                written
+            }
             _ => Ok(()),
         }
     }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+/// The name of an older part of the log at `path`: 1 is the newest of them.
+fn part(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
+}
+
+/// Puts the log at `path` aside, forgets the oldest of its parts, and begins a new one.
+///
+/// # Errors
+/// As open(2).
+pub fn next_file(path: &Path, max_files: u32) -> io::Result<File> {
+    if max_files < 2 {
+        let _ = fs::remove_file(path); // its writer has it open and ends with it
+    } else {
+        for number in (1..max_files - 1).rev() {
+            let _ = fs::rename(part(path, number), part(path, number + 1)); // not there yet
+        }
+        fs::rename(path, part(path, 1))?;
+    }
+    open(path)
+}
+
+/// The parts of the log at `path` that are there, oldest first and the one that is written last.
+#[must_use]
+pub fn files(path: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> =
+        (1..).map(|number| part(path, number)).take_while(|part| part.exists()).collect();
+    found.reverse();
+    found.push(path.to_owned());
+    found
 }
 
 #[cfg(test)]
@@ -111,13 +200,13 @@ mod tests {
     fn lines_are_split_and_long_ones_cut() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("log");
-        let mut writer = Writer::open(Some(&path)).expect("open");
+        let mut writer = Writer::open(Some(&path), None).expect("open");
         writer.take(Stream::Stdout, b"one\ntw");
         writer.take(Stream::Stderr, b"err");
         writer.take(Stream::Stdout, b"o\n\n");
         writer.take(Stream::Stdout, &[b'x'; MAX_LINE_BYTES + 1]);
         writer.flush(true).expect("flush");
-        let text = std::fs::read_to_string(path).expect("read");
+        let text = fs::read_to_string(path).expect("read");
         let entries: Vec<Entry> =
             text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         let seen: Vec<_> = entries.iter().map(|entry| (entry.stream, entry.log.as_str())).collect();
@@ -133,5 +222,32 @@ mod tests {
                 (Stream::Stderr, "err"),
             ]
         );
+    }
+
+    #[test]
+    fn a_full_file_is_put_aside_and_old_parts_forgotten() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("log");
+        let mut writer = Writer::open(Some(&path), Some(200)).expect("open");
+        let mut asked = 0;
+        for number in 0..8 {
+            writer.take(Stream::Stdout, format!("{number} {}\n", "x".repeat(40)).as_bytes());
+            writer.flush(false).expect("flush");
+            if writer.wants_next_file() {
+                assert!(!writer.wants_next_file());
+                asked += 1;
+                writer.go_on_in(next_file(&path, 3).expect("next"));
+            }
+        }
+        assert_eq!(asked, 4);
+        let parts = files(&path);
+        let names: Vec<_> = parts.iter().filter_map(|part| part.file_name()?.to_str()).collect();
+        assert_eq!(names, ["log.2", "log.1", "log"]);
+        let text: String = parts.iter().map(|part| fs::read_to_string(part).expect("read")).collect();
+        let numbers: Vec<_> = text
+            .lines()
+            .map(|line| serde_json::from_str::<Entry>(line).expect("JSON").log[..1].to_owned())
+            .collect();
+        assert_eq!(numbers, ["4", "5", "6", "7"]);
     }
 }

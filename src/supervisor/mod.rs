@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use fuse_overlay::index::MergedIndex;
 use fuse_overlay::serve;
 use jiff::Timestamp;
+use nix::sched::CloneFlags;
 use nix::unistd::setsid;
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
@@ -33,7 +34,9 @@ use crate::sys;
 use crate::sys::process::Fork;
 
 pub mod affinity;
+pub mod cgroup;
 pub mod changes;
+pub mod checks;
 pub mod client;
 pub mod control;
 pub mod etc;
@@ -43,6 +46,7 @@ pub mod log;
 pub mod materialise;
 pub mod pause;
 pub mod peer;
+pub mod processes;
 pub mod pump;
 pub mod reader;
 pub mod remove;
@@ -144,6 +148,62 @@ pub fn launch(
     lock: Lock,
     attach: Option<Attach>,
 ) -> Result<Launched, LaunchError> {
+    let mut prepared = prepare(containers, record, saved)?;
+    let (socket_path, listener) = listen(&record.id.to_string())?;
+    prepared.state.socket.clone_from(&socket_path);
+    let socket = |what: &'static str| move |errno: nix::errno::Errno| io_error(|| what.into())(errno.into());
+    let (ours, starter) = sys::fd::seqpacket_pair().map_err(socket("make a socket"))?;
+    let (stream, client) = match attach {
+        Some(attach) => {
+            let (ours, theirs) = sys::fd::stream_pair().map_err(socket("make a socket"))?;
+            (Some(ours), Some((theirs, attach.stdin)))
+        }
+        None => (None, None),
+    };
+    let forked = sys::process::clone(0, false).map_err(socket("make the container's keeper"))?;
+    match forked {
+        Fork::Parent(_) => Ok(Launched { keeper: ours, stream }),
+        Fork::Child => {
+            drop((ours, stream));
+            become_keeper(Work {
+                containers: containers.clone(),
+                record: record.clone(),
+                saved: saved.clone(),
+                lock,
+                attach,
+                prepared,
+                socket_path,
+                listener,
+                starter: Some(starter),
+                connections: Vec::new(),
+                client,
+            })
+        }
+    }
+}
+
+/// What one life of a container needs, opened and compiled before any of its processes is made.
+struct Prepared {
+    dir: PathBuf,
+    maps: IdMaps,
+    seccomp: Option<Vec<libc::sock_filter>>,
+    root_kind: RootKind,
+    native: Option<PathBuf>,
+    tree: Option<PathBuf>,
+    filesystem: Option<serve::Server>,
+    network: Option<(net::publish::Listeners, net::Config)>,
+    link: Option<net::link::LinkConfig>,
+    /// The container whose user and network namespace are joined.
+    peer: Option<OwnedFd>,
+    /// Its control group, where one can be made.
+    group: Option<cgroup::Group>,
+    log: Option<PathBuf>,
+    state: State,
+    fence_paths: fence::Paths,
+    fence_filter: crate::plan::seccomp::Program,
+}
+
+fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Prepared, LaunchError> {
     let dir = containers.path(&record.id);
     let plan = &saved.plan;
     let peer = peer::Peer::find(containers, plan)?;
@@ -182,15 +242,15 @@ pub fn launch(
         None => etc::write(&dir.join("etc"), plan, network.as_ref().map(|(_, config)| config)),
     }
     .map_err(io_error(|| "write the container's /etc files".into()))?;
-    let (socket_path, listener) = listen(&record.id.to_string())?;
-    let log = (saved.request.log_driver == LogDriver::JsonFile).then(|| dir.join("log"));
+    let log = (saved.request.log_driver != LogDriver::None).then(|| dir.join("log"));
     let state = State {
         started: Timestamp::now(),
         pid: 0,
         pid_start_ticks: 0,
         boot_id: containers::boot_id(),
         keeper_pid: 0,
-        socket: socket_path.clone(),
+        server_pid: 0,
+        socket: PathBuf::new(),
         ports: network.as_ref().map(|(listeners, _)| bound(listeners)).unwrap_or_default(),
         write_mode: match root_kind {
             RootKind::Hybrid => "hybrid".into(),
@@ -201,49 +261,33 @@ pub fn launch(
         uid_map: maps.uids.clone(),
         gid_map: maps.gids.clone(),
         address: network.as_ref().map(|(_, config)| IpAddr::V4(config.addresses.v4.container)),
+        restarts: 0,
+        paused: false,
+        cgroup: None,
     };
-    let socket = |what: &'static str| move |errno: nix::errno::Errno| io_error(|| what.into())(errno.into());
-    let (ours, starter) = sys::fd::seqpacket_pair().map_err(socket("make a socket"))?;
-    let (stream, client) = match attach {
-        Some(attach) => {
-            let (ours, theirs) = sys::fd::stream_pair().map_err(socket("make a socket"))?;
-            (Some(ours), Some((theirs, attach.stdin)))
-        }
-        None => (None, None),
+    // Last: everything before leaves nothing behind when it fails.
+    let group = match &peer {
+        // The helper that enters the other container cannot make a process in a group of its own.
+        Some(_) => None,
+        None => group(record, saved)?,
     };
-    let forked = sys::process::clone(0, false).map_err(socket("make the container's keeper"))?;
-    match forked {
-        Fork::Parent(_) => Ok(Launched { keeper: ours, stream }),
-        Fork::Child => {
-            drop((ours, stream));
-            let work = Work {
-                containers: containers.clone(),
-                record: record.clone(),
-                saved: saved.clone(),
-                lock,
-                attach,
-                dir,
-                maps,
-                seccomp,
-                root_kind,
-                native,
-                tree,
-                filesystem,
-                network,
-                link,
-                peer: peer.and_then(|peer| peer.process),
-                socket_path,
-                listener,
-                log,
-                state,
-                starter,
-                client,
-                fence_paths,
-                fence_filter,
-            };
-            become_keeper(work)
-        }
-    }
+    Ok(Prepared {
+        dir,
+        maps,
+        seccomp,
+        root_kind,
+        native,
+        tree,
+        filesystem,
+        network,
+        link,
+        peer: peer.and_then(|peer| peer.process),
+        state: State { cgroup: group.as_ref().map(|group| group.path().to_owned()), ..state },
+        group,
+        log,
+        fence_paths,
+        fence_filter,
+    })
 }
 
 /// How the root is made, or would be at the first start.
@@ -256,42 +300,31 @@ fn root_kind(saved: &Saved) -> RootKind {
     }
 }
 
-/// Everything that the keeper takes over from the command.
-struct Work {
+/// Everything that the keeper takes over: from the command, and at a restart from itself.
+pub(super) struct Work {
     containers: Containers,
     record: Record,
     saved: Saved,
     lock: Lock,
     attach: Option<Attach>,
-    dir: PathBuf,
-    maps: IdMaps,
-    seccomp: Option<Vec<libc::sock_filter>>,
-    root_kind: RootKind,
-    native: Option<PathBuf>,
-    tree: Option<PathBuf>,
-    filesystem: Option<serve::Server>,
-    network: Option<(net::publish::Listeners, net::Config)>,
-    link: Option<net::link::LinkConfig>,
-    /// The container whose user and network namespace are joined.
-    peer: Option<OwnedFd>,
+    prepared: Prepared,
     socket_path: PathBuf,
     listener: OwnedFd,
-    log: Option<PathBuf>,
-    state: State,
-    starter: OwnedFd,
+    starter: Option<OwnedFd>,
+    /// Clients that came while the container waited for its restart.
+    connections: Vec<keeper::Connection>,
     client: Option<(OwnedFd, bool)>,
-    fence_paths: fence::Paths,
-    fence_filter: crate::plan::seccomp::Program,
 }
 
 fn become_keeper(work: Work) -> ! {
-    let starter = work.starter.try_clone();
+    let starter = work.starter.as_ref().map(OwnedFd::try_clone);
     let socket_path = work.socket_path.clone();
-    match make_processes(work) {
+    let parts = leave_command(&work.prepared.dir).and_then(|()| make_processes(work));
+    match parts {
         Ok(parts) => keeper::run(parts),
         Err(failure) => {
             let _ = fs::remove_file(&socket_path); // a stale name is found dead by its connect
-            if let Ok(starter) = starter {
+            if let Some(Ok(starter)) = starter {
                 // The command may be gone: then nobody is left to tell.
                 let _ = control::send(&starter, &control::Reply::Failed(failure), &[]);
             }
@@ -300,16 +333,72 @@ fn become_keeper(work: Work) -> ! {
     }
 }
 
-/// In the keeper: leaves the command's session and stdio, and forks server and init.
-fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
+/// What a keeper hands on to the next life of its container.
+pub(super) struct Kept {
+    pub(super) containers: Containers,
+    pub(super) id: crate::id::ContainerId,
+    pub(super) lock: Lock,
+    pub(super) listener: OwnedFd,
+    pub(super) socket_path: PathBuf,
+    pub(super) connections: Vec<keeper::Connection>,
+}
+
+/// In the keeper, when nothing of the last life is left: makes the processes of the next one. Record and
+/// plan are read again, since `rename` and `update` may have changed them.
+pub(super) fn start_again(kept: Kept) -> Result<keeper::Parts, Failure> {
+    use crate::sandbox::Context as _;
+    let stage = Stage::Namespaces;
+    let text = |error: &dyn std::error::Error| Failure::plain(stage, crate::sandbox::chain(error));
+    let record = kept.containers.record(&kept.id).map_err(|error| text(&error))?;
+    let saved: Saved = kept.containers.plan(&kept.id).map_err(|error| text(&error))?;
+    // The helpers that write id maps look at the owner of a process's files in /proc, which is root's for a
+    // process that hides. There is no process of the container now that it had to hide from.
+    sys::process::set_dumpable(true).during(stage, || "cannot show itself to newuidmap".into())?;
+    let mut prepared = prepare(&kept.containers, &record, &saved).map_err(|error| text(&error))?;
+    prepared.state.socket.clone_from(&kept.socket_path);
+    make_processes(Work {
+        containers: kept.containers,
+        record,
+        saved,
+        lock: kept.lock,
+        attach: None,
+        prepared,
+        socket_path: kept.socket_path,
+        listener: kept.listener,
+        starter: None,
+        connections: kept.connections,
+        client: None,
+    })
+}
+
+/// In the new keeper: leaves the command's session and stdio.
+fn leave_command(dir: &Path) -> Result<(), Failure> {
     use crate::sandbox::Context as _;
     let stage = Stage::Namespaces;
     setsid().during(stage, || "cannot make a session".into())?;
-    leave_stdio(&work.dir).during(stage, || "cannot leave the command's stdio".into())?;
+    leave_stdio(dir).during(stage, || "cannot leave the command's stdio".into())?;
     nix::unistd::chdir("/").during(stage, || "cannot change to /".into())?;
     sys::process::ignore_signals_of_others();
-    sys::process::become_subreaper().during(stage, || "cannot become a subreaper".into())?;
+    sys::process::become_subreaper().during(stage, || "cannot become a subreaper".into())
+}
 
+/// The container's control group, with its limits.
+fn group(record: &Record, saved: &Saved) -> Result<Option<cgroup::Group>, LaunchError> {
+    let Some(delegation) = cgroup::Delegation::find() else { return Ok(None) };
+    let limits = &saved.request.limits;
+    match delegation.make(record.id.as_str(), limits) {
+        Ok(group) => Ok(Some(group)),
+        // Nothing was promised: it runs where the caller does.
+        Err(_) if *limits == crate::plan::request::Limits::default() => Ok(None),
+        Err(source) => Err(LaunchError::Io { action: "limit the container".into(), source }),
+    }
+}
+
+/// In the keeper: forks server and init.
+fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
+    use crate::sandbox::Context as _;
+    let stage = Stage::Namespaces;
+    let prepared = work.prepared;
     let pair = || sys::fd::seqpacket_pair().during(stage, || "cannot make a socket".into());
     let pipe =
         || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).during(stage, || "cannot make a pipe".into());
@@ -334,42 +423,50 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     };
 
     let parts = server::Parts {
-        filesystem: work.filesystem,
-        network: work.network,
+        filesystem: prepared.filesystem,
+        network: prepared.network,
         init: server_from_init,
         keeper: server_keeper,
         sources,
         stdin,
         client: work.client,
-        log: work.log,
-        fence: (work.fence_paths, work.fence_filter),
+        log: prepared.log,
+        log_limit_bytes: work.saved.request.log.max_size_bytes,
+        fence: (prepared.fence_paths, prepared.fence_filter),
     };
     let stub = sys::stub::make().during(stage, || "cannot make the program that executes commands".into())?;
-    let fill = volumes_to_fill(&work.dir, plan);
+    let fill = volumes_to_fill(&prepared.dir, plan);
     let namespaces = crate::sandbox::exec::namespaces(&plan.spec);
-    let fork = match &work.peer {
-        Some(peer) => crate::sandbox::join::clone_beside(peer.as_fd(), namespaces)?,
-        None => sys::process::clone(namespaces.bits() as u64, false).map_err(no_namespaces)?,
+    // A control group namespace begins at the group of whoever makes it: init does, once it is in its own.
+    let own_group = prepared.group.is_some() && namespaces.contains(CloneFlags::CLONE_NEWCGROUP);
+    let fork = match (&prepared.peer, &prepared.group) {
+        (Some(peer), _) => crate::sandbox::join::clone_beside(peer.as_fd(), namespaces)?,
+        (None, Some(group)) => {
+            let opened = group.open().during(stage, || "cannot open the container's control group".into())?;
+            let flags = (namespaces - CloneFlags::CLONE_NEWCGROUP).bits() as u64;
+            sys::process::clone_into(flags, opened.as_fd()).map_err(no_namespaces)?
+        }
+        (None, None) => sys::process::clone(namespaces.bits() as u64, false).map_err(no_namespaces)?,
     };
     let child = match fork {
         Fork::Child => {
             drop(init_socket);
             init::run(&Enter {
                 plan,
-                dir: &work.dir,
+                dir: &prepared.dir,
                 lower_point: &work.containers.lower_point(),
                 root_point: &work.containers.root_point(),
-                native: work.native.as_deref(),
-                tree: work.tree.as_deref(),
+                native: prepared.native.as_deref(),
                 local_dir: &work.record.local_dir,
-                root_kind: work.root_kind,
+                root_kind: prepared.root_kind,
                 volatile: plan.auto_remove,
-                ids: (work.maps.first_uid(), work.maps.first_gid()),
-                may_set_groups: !work.maps.is_single(),
-                link: work.link.as_ref(),
+                ids: (prepared.maps.first_uid(), prepared.maps.first_gid()),
+                may_set_groups: !prepared.maps.is_single(),
+                link: prepared.link.as_ref(),
+                own_group,
                 fill,
                 stub,
-                seccomp: work.seccomp.as_deref(),
+                seccomp: prepared.seccomp.as_deref(),
                 stdio,
                 keeper: init_keeper,
                 server: init_server,
@@ -379,15 +476,16 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     };
     drop((init_keeper, init_server, stdio));
     // The helpers take milliseconds: the server is forked and fenced beside them.
-    let begin = || work.maps.begin(child.pid).map_err(|failure| own_words(&init_socket, failure));
+    let begin = || prepared.maps.begin(child.pid).map_err(|failure| own_words(&init_socket, failure));
     // A user namespace that is joined has its maps.
-    let writing = if work.peer.is_none() { Some(begin()?) } else { None };
+    let writing = if prepared.peer.is_none() { Some(begin()?) } else { None };
     let pid = child.pid.as_raw();
     let ticks = containers::process_start_ticks(pid).unwrap_or_default();
     let fork = sys::process::clone(0, false).during(stage, || "cannot make the container's server".into())?;
     let server = match fork {
         Fork::Child => {
-            drop((init_socket, server_socket, writing, work.starter, work.listener, work.lock));
+            drop((init_socket, server_socket, writing));
+            drop((work.starter, work.listener, work.lock, work.connections));
             let _ = sys::process::set_parent_death_signal(libc::SIGKILL); // it also sees the socket close
             server::run(parts)
         }
@@ -403,28 +501,32 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
         .map_err(|failure| own_words(&init_socket, failure))?;
     // From here on the container has processes, which must not read this one's memory.
     sys::process::set_dumpable(false).during(stage, || "cannot hide from other processes".into())?;
+    let state = State {
+        pid,
+        pid_start_ticks: ticks,
+        keeper_pid: nix::unistd::getpid().as_raw(),
+        server_pid: server.pid.as_raw(),
+        ..prepared.state
+    };
     Ok(keeper::Parts {
         containers: work.containers,
         record: work.record,
         saved: work.saved,
-        root_kind: work.root_kind,
+        root_kind: prepared.root_kind,
         lock: work.lock,
-        seccomp: work.seccomp,
-        maps: work.maps,
+        seccomp: prepared.seccomp,
+        maps: prepared.maps,
+        group: prepared.group,
         listener: work.listener,
         socket_path: work.socket_path,
         starter: work.starter,
+        connections: work.connections,
         server,
         server_socket,
         init: child,
         together,
         init_socket: Some(init_socket),
-        state: State {
-            pid,
-            pid_start_ticks: ticks,
-            keeper_pid: nix::unistd::getpid().as_raw(),
-            ..work.state
-        },
+        state,
     })
 }
 

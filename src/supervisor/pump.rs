@@ -15,6 +15,7 @@ use nix::unistd::{read, write};
 
 use super::log::{Stream, Writer};
 use super::rest::{Rest, timeout_until};
+use super::server::word;
 use super::stream::{self, Kind};
 use crate::sys;
 
@@ -158,6 +159,11 @@ impl Pump {
             // A full disk costs lines of the log, not the container.
             self.log.flush(false).unwrap_or_default();
             self.rest.take();
+            if self.log.wants_next_file()
+                && let Some(keeper) = &self.keeper
+            {
+                let _ = sys::fd::send_with_fds(keeper.as_fd(), &[word::LOG_FULL], &[]); // gone: seen below
+            }
         }
     }
 
@@ -235,6 +241,12 @@ impl Pump {
             Ok((0, _)) | Err(_) => {
                 self.keeper = None;
                 Some(Event::KeeperGone)
+            }
+            Ok((_, mut fds)) if buffer[0] == word::NEXT_LOG => {
+                if let Some(file) = fds.pop() {
+                    self.log.go_on_in(file.into());
+                }
+                None
             }
             Ok((_, mut fds)) => fds.pop().map(|socket| Event::Attach(socket, buffer[0] != 0)),
         }

@@ -22,6 +22,10 @@ use crate::sys;
 pub mod word {
     /// All output has been passed on.
     pub const DRAINED: u8 = b'D';
+    /// The log's file is full.
+    pub const LOG_FULL: u8 = b'R';
+    /// From the keeper, with the log's next file. Its other messages are clients to attach.
+    pub const NEXT_LOG: u8 = b'L';
 }
 
 /// What the server is given.
@@ -43,6 +47,8 @@ pub struct Parts {
     pub client: Option<(OwnedFd, bool)>,
     /// The log's path; none keeps no log.
     pub log: Option<PathBuf>,
+    /// From which size on the log gets its next file.
+    pub log_limit_bytes: Option<u64>,
     /// What it may do once it runs.
     pub fence: (fence::Paths, Program),
 }
@@ -65,7 +71,8 @@ fn serve(parts: Parts) -> Result<(), String> {
     sys::process::set_dumpable(false)
         .map_err(|errno| format!("cannot hide from other processes: {errno}"))?;
     raise_file_limit();
-    let log = Writer::open(parts.log.as_deref()).map_err(text("cannot open the log"))?;
+    let log =
+        Writer::open(parts.log.as_deref(), parts.log_limit_bytes).map_err(text("cannot open the log"))?;
     let mut pump = Pump::new(
         parts.init,
         parts.keeper.try_clone().map_err(text("dup"))?,

@@ -41,18 +41,25 @@ pub fn clone(namespaces: u64, parent_of_caller: bool) -> Result<Fork, Errno> {
     } else {
         args.exit_signal = libc::SIGCHLD as u64;
     }
-    args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
+    let place = std::ptr::from_mut(&mut pidfd);
+    args.pidfd = place as u64;
+    clone3(&mut args, place)
+}
+
+/// `place` is where `args` has the kernel write the new descriptor to, and valid.
+fn clone3(args: &mut libc::clone_args, place: *const libc::c_int) -> Result<Fork, Errno> {
     // SAFETY: without CLONE_VM the child gets a copy of the address space, as with fork(2); the
     // engine forks only while it has one thread (architecture: every fork comes before the first
     // thread), so no lock can be held by a thread that the child lacks. `args` outlives the call.
-    let result = unsafe {
-        libc::syscall(libc::SYS_clone3, std::ptr::from_mut(&mut args), size_of::<libc::clone_args>())
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_clone3, std::ptr::from_mut(args), size_of::<libc::clone_args>()) };
     match result {
         0 => Ok(Fork::Child),
         pid if pid > 0 => {
-            // SAFETY: the kernel has just stored a new descriptor there, which nobody else owns.
-            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            // SAFETY: valid as every caller's is; the kernel has just stored the number there.
+            let number = unsafe { place.read_volatile() };
+            // SAFETY: a new descriptor, which nobody else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(number) };
             Ok(Fork::Parent(Child { pid: Pid::from_raw(pid as libc::pid_t), pidfd }))
         }
         _ => Err(Errno::last()),
@@ -297,3 +304,32 @@ pub fn set_domain_name(name: &str) -> Result<(), Errno> {
 pub fn become_subreaper() -> Result<(), Errno> {
     prctl(libc::PR_SET_CHILD_SUBREAPER, 1).map(drop)
 }
+
+/// Whether the kernel has Landlock switched on (landlock_create_ruleset(2), LANDLOCK_CREATE_RULESET_VERSION).
+#[must_use]
+pub fn has_landlock() -> bool {
+    const VERSION: libc::c_ulong = 1;
+    // SAFETY: with this flag the call takes no memory and only answers with a number.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0, VERSION) };
+    answer > 0
+}
+
+/// As [`clone`], but the child is born in the control group that `group` is the directory of
+/// (CLONE_INTO_CGROUP), which no process that it starts later can then miss.
+///
+/// # Errors
+/// As there; EACCES where the group is not the caller's to use, ENODEV for one that is being removed.
+pub fn clone_into(namespaces: u64, group: BorrowedFd<'_>) -> Result<Fork, Errno> {
+    let mut pidfd: libc::c_int = -1;
+    // SAFETY: clone_args is plain data for which zero is a valid value of every field.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = namespaces | libc::CLONE_PIDFD as u64 | CLONE_INTO_CGROUP;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
+    args.cgroup = group.as_raw_fd() as u64;
+    clone3(&mut args, &pidfd)
+}
+
+/// sched.h; in the upper half of the flags, which only clone3(2) has.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;

@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 use crate::harness::output;
 
 /// Changes whenever what is made here changes.
-const RECIPE: &str = "7";
+const RECIPE: &str = "8";
 /// Longer than any run of the tests.
 const OLD: Duration = Duration::from_secs(3 * 60 * 60);
 /// Where Debian's busybox-static puts the binary.
@@ -143,6 +143,11 @@ fn busybox_variants() -> Vec<(&'static str, Value)> {
             "stopsignal:latest",
             json!({"StopSignal": "SIGUSR1", "Env": [PATH],
                    "Cmd": ["sh", "-c", "trap 'echo got USR1; exit 7' USR1; echo ready; while :; do sleep 0.05; done"]}),
+        ),
+        (
+            "healthcheck:latest",
+            json!({"Cmd": ["sleep", "1000"], "Env": [PATH],
+                   "Healthcheck": {"Test": ["CMD", "test", "-d", "/"], "Interval": 100_000_000}}),
         ),
         ("label:latest", json!({"Labels": {"org.example.kind": "test"}, "Cmd": ["sh"], "Env": [PATH]})),
     ]

@@ -14,6 +14,7 @@ mod images;
 mod isolation;
 mod layering;
 mod leaks;
+mod life;
 mod lifecycle;
 mod net;
 mod one_id;

@@ -1,13 +1,15 @@
 //! What concerns the container as a whole: its name, its image's pull, its log, its end.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{invalid_argument, not_supported, refused};
+use super::{invalid_argument, log, not_supported, refused, secret};
 use crate::cli::{CliError, Exit};
 use crate::id::Name;
-use crate::plan::request::{LogDriver, PullPolicy};
+use crate::plan::request::{LogDriver, PullPolicy, SecretRequest};
+use crate::plan::restart::RestartPolicy;
 
 /// The flags.
 #[derive(Args, Clone, Debug, Default)]
@@ -18,7 +20,7 @@ pub(super) struct OptionArgs {
     /// Skip image verification (accepted: there is none to skip)
     #[arg(long, hide = true)]
     disable_content_trust: bool,
-    /// Logging driver for the container (json-file or none)
+    /// Logging driver for the container (json-file, local or none)
     #[arg(long, value_name = "DRIVER")]
     log_driver: Option<String>,
     /// Log driver options
@@ -27,9 +29,6 @@ pub(super) struct OptionArgs {
     /// Assign a name to the container
     #[arg(long)]
     name: Option<String>,
-    /// Disable any container-specified HEALTHCHECK
-    #[arg(long)]
-    no_healthcheck: bool,
     /// Set platform if server is multi-platform capable
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<String>,
@@ -42,6 +41,9 @@ pub(super) struct OptionArgs {
     /// Restart policy to apply when a container exits
     #[arg(long, value_name = "POLICY")]
     restart: Option<String>,
+    /// Secret to hand to the container, as /run/secrets/NAME or as a variable
+    #[arg(long, value_name = "NAME[,OPTION=VALUE...]")]
+    secret: Vec<String>,
     /// Automatically remove the container and its associated anonymous volumes when it exits
     #[arg(long)]
     rm: bool,
@@ -54,12 +56,15 @@ pub(super) struct Options {
     pub(super) pull: PullPolicy,
     pub(super) quiet: bool,
     pub(super) auto_remove: bool,
+    pub(super) secrets: Vec<SecretRequest>,
+    pub(super) restart: RestartPolicy,
     pub(super) log_driver: LogDriver,
+    pub(super) log_options: BTreeMap<String, String>,
 }
 
 impl OptionArgs {
     pub(super) fn parse(self) -> Result<Options, CliError> {
-        check_restart(self.restart.as_deref(), self.rm)?;
+        let restart = parse_restart(self.restart.as_deref(), self.rm)?;
         if let Some(platform) = &self.platform {
             check_platform(platform)?;
         }
@@ -71,7 +76,10 @@ impl OptionArgs {
             pull: self.pull.as_deref().map_or(Ok(PullPolicy::default()), parse_pull)?,
             quiet: self.quiet,
             auto_remove: self.rm,
-            log_driver: parse_log(self.log_driver.as_deref(), &self.log_opt)?,
+            secrets: self.secret.iter().map(|text| secret::parse(text)).collect::<Result<_, _>>()?,
+            restart,
+            log_driver: parse_driver(self.log_driver.as_deref())?,
+            log_options: log::options(&self.log_opt)?,
         })
     }
 }
@@ -88,47 +96,26 @@ fn parse_pull(text: &str) -> Result<PullPolicy, CliError> {
     }
 }
 
-fn parse_log(driver: Option<&str>, options: &[String]) -> Result<LogDriver, CliError> {
-    let driver = match driver {
-        None | Some("" | "json-file" | "k8s-file") => LogDriver::JsonFile,
-        Some("none") => LogDriver::None,
+fn parse_driver(driver: Option<&str>) -> Result<LogDriver, CliError> {
+    match driver {
+        None | Some("" | "json-file" | "k8s-file") => Ok(LogDriver::JsonFile),
+        Some("local") => Ok(LogDriver::Local),
+        Some("none") => Ok(LogDriver::None),
         Some(other) => {
-            let reason = format!("the log driver {other:?} does not exist here; use json-file or none");
-            return Err(not_supported("--log-driver", &reason));
-        }
-    };
-    for option in options {
-        // Blocking delivery is what the log pump does.
-        if option != "mode=blocking" {
-            let reason = format!("{option:?} is not honoured; the log is one file without rotation");
-            return Err(not_supported("--log-opt", &reason));
+            let reason =
+                format!("the log driver {other:?} does not exist here; use json-file, local or none");
+            Err(not_supported("--log-driver", &reason))
         }
     }
-    Ok(driver)
 }
 
-fn check_restart(policy: Option<&str>, auto_remove: bool) -> Result<(), CliError> {
-    let Some(policy) = policy else { return Ok(()) };
-    let (name, count) = match policy.split_once(':') {
-        Some((name, count)) => (name, Some(count)),
-        None => (policy, None),
-    };
-    if count.is_some_and(|count| count.parse::<u32>().is_err()) {
-        return Err(refused("invalid restart policy format: maximum retry count must be an integer"));
-    }
-    match name {
-        "no" | "" => return Ok(()),
-        "always" | "unless-stopped" | "on-failure" => {}
-        _ => {
-            return Err(refused(format!(
-                "invalid restart policy: unknown policy '{name}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
-            )));
-        }
-    }
-    if auto_remove {
+fn parse_restart(policy: Option<&str>, auto_remove: bool) -> Result<RestartPolicy, CliError> {
+    let policy = RestartPolicy::parse(policy.unwrap_or_default())
+        .map_err(|error| CliError::from(error).with_exit(Exit::Engine))?;
+    if auto_remove && policy != RestartPolicy::No {
         return Err(refused("conflicting options: cannot specify both --restart and --rm"));
     }
-    Err(not_supported("--restart", "nothing restarts a container yet; only the policy \"no\" is kept"))
+    Ok(policy)
 }
 
 /// This machine's platform is accepted in every spelling; there is no emulation for others.
@@ -163,27 +150,12 @@ mod tests {
 
     #[test]
     fn restart_policies() {
-        for good in [None, Some("no"), Some("")] {
-            assert!(check_restart(good, true).is_ok());
-        }
-        let table = [
-            ("always", true, "conflicting options: cannot specify both --restart and --rm"),
-            (
-                "always",
-                false,
-                "--restart is not supported in this version: nothing restarts a container yet; only the policy \"no\" is kept",
-            ),
-            ("on-failure:x", false, "invalid restart policy format: maximum retry count must be an integer"),
-            (
-                "sometimes",
-                false,
-                "invalid restart policy: unknown policy 'sometimes'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'",
-            ),
-        ];
-        for (policy, rm, message) in table {
-            let error = check_restart(Some(policy), rm).expect_err(policy);
-            assert_eq!((error.message(), error.exit), (message, Exit::Engine));
-        }
+        assert_eq!(parse_restart(None, true).ok(), Some(RestartPolicy::No));
+        assert_eq!(parse_restart(Some("on-failure:2"), false).ok(), Some(RestartPolicy::OnFailure(2)));
+        let error = parse_restart(Some("always"), true).expect_err("conflict");
+        let message = "conflicting options: cannot specify both --restart and --rm";
+        assert_eq!((error.message(), error.exit), (message, Exit::Engine));
+        assert_eq!(parse_restart(Some("sometimes"), false).expect_err("unknown").exit, Exit::Engine);
     }
 
     #[test]
@@ -206,8 +178,7 @@ mod tests {
             parse_pull("maybe").map_err(|e| e.message().to_owned()),
             Err("invalid pull option: 'maybe': must be one of \"always\", \"missing\" or \"never\"".into())
         );
-        assert_eq!(parse_log(Some("none"), &[]).ok(), Some(LogDriver::None));
-        assert!(parse_log(None, &["max-size=1m".into()]).is_err());
-        assert!(parse_log(Some("syslog"), &[]).is_err());
+        assert_eq!(parse_driver(Some("none")).ok(), Some(LogDriver::None));
+        assert!(parse_driver(Some("syslog")).is_err());
     }
 }

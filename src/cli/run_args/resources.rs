@@ -12,7 +12,7 @@ use crate::plan::request::Limits;
 
 /// The flags.
 #[derive(Args, Clone, Debug, Default)]
-pub(super) struct ResourceArgs {
+pub struct ResourceArgs {
     /// Block IO (relative weight), between 10 and 1000, or 0 to disable
     #[arg(long, value_name = "WEIGHT")]
     blkio_weight: Option<String>,
@@ -82,7 +82,11 @@ pub(super) struct ResourceArgs {
 }
 
 impl ResourceArgs {
-    pub(super) fn parse(self) -> Result<Limits, CliError> {
+    /// The limits.
+    ///
+    /// # Errors
+    /// One that is wrong, or in conflict with another: exit 125.
+    pub fn parse(self) -> Result<Limits, CliError> {
         let limits = Limits {
             memory_bytes: bytes("-m, --memory", self.memory.as_deref())?,
             memory_swap_bytes: match self.memory_swap.as_deref() {

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{Caller, invalid_argument, mount_flag, not_supported, refused, size, volume_flag};
 use crate::cli::CliError;
-use crate::plan::request::{Access, MountKind, MountRequest, StorageRequest};
+use crate::plan::request::{Access, MountKind, MountRequest, StorageRequest, VolumesFrom};
 use crate::plan::{StorageQuota, WriteMode};
 
 /// The flags.
@@ -39,6 +39,9 @@ pub(super) struct StorageArgs {
     /// Optional volume driver for the container (local)
     #[arg(long, value_name = "DRIVER")]
     volume_driver: Option<String>,
+    /// Mount volumes from the specified container(s)
+    #[arg(long, value_name = "CONTAINER[:ro|rw]")]
+    volumes_from: Vec<String>,
 }
 
 impl StorageArgs {
@@ -63,6 +66,11 @@ impl StorageArgs {
         }
         Ok(StorageRequest {
             mounts,
+            volumes_from: self
+                .volumes_from
+                .iter()
+                .map(|text| parse_volumes_from(text))
+                .collect::<Result<_, _>>()?,
             read_only_root: self.read_only,
             shm_size_bytes: self
                 .shm_size
@@ -75,6 +83,23 @@ impl StorageArgs {
             time_zone: self.tz.filter(|zone| !zone.is_empty()).map(check_time_zone).transpose()?,
         })
     }
+}
+
+/// `CONTAINER[:OPTIONS]`; labels are applied to what the other container binds already.
+fn parse_volumes_from(text: &str) -> Result<VolumesFrom, CliError> {
+    let (container, options) = text.split_once(':').unwrap_or((text, "rw"));
+    if container.is_empty() {
+        return Err(refused(format!("malformed volumes-from specification: {text}")));
+    }
+    let mut access = Access::ReadWrite;
+    for option in options.split(',') {
+        match option {
+            "ro" => access = Access::ReadOnly,
+            "rw" | "z" | "Z" => {}
+            _ => return Err(refused(format!("invalid mode for volumes-from: {option}"))),
+        }
+    }
+    Ok(VolumesFrom { container: container.to_owned(), access })
 }
 
 fn parse_shm_size(text: &str) -> Result<u64, CliError> {

@@ -57,7 +57,7 @@ fn help_offers_what_works() {
         .filter_map(|line| Some(line.split_once("--")?.1))
         .collect();
     assert!(flags.len() > 60);
-    for gone in ["gpus", "health-cmd", "kernel-memory"] {
+    for gone in ["gpus", "kernel-memory"] {
         assert!(!flags.iter().any(|flag| flag.starts_with(gone)), "{gone} is known but not offered");
     }
 }
@@ -228,10 +228,7 @@ fn refusals_have_dockers_words() {
             &["--gpus", "all"],
             "--gpus is not supported in this version: no CDI specification is read yet; use --device",
         ),
-        (
-            &["--health-cmd", "true"],
-            "--health-cmd is not supported in this version: health checks are not run yet",
-        ),
+        (&["--no-healthcheck", "--health-cmd", "true"], "--no-healthcheck conflicts with --health-* options"),
         (&["--isolation", "hyperv"], "invalid isolation: on Linux it is \"default\""),
     ];
     for (flags, message) in table {
@@ -247,6 +244,8 @@ fn facts() -> BuildFacts {
         host_name: "machine".into(),
         peer: None,
         host_root: None,
+        controllers: Vec::new(),
+        image_healthcheck: None,
         extra_masked_paths: Vec::new(),
     }
 }

@@ -21,24 +21,6 @@ pub(super) struct UnsupportedArgs {
     /// GPU devices to add to the container ('all' to pass all GPUs) (not yet)
     #[arg(long, hide = true)]
     gpus: Option<String>,
-    /// Command to run to check health (not yet)
-    #[arg(long, hide = true)]
-    health_cmd: Option<String>,
-    /// Time between running the check (not yet)
-    #[arg(long, hide = true)]
-    health_interval: Option<String>,
-    /// Consecutive failures needed to report unhealthy (not yet)
-    #[arg(long, hide = true)]
-    health_retries: Option<String>,
-    /// Time between checks during the start period (not yet)
-    #[arg(long, hide = true)]
-    health_start_interval: Option<String>,
-    /// Start period for the container to initialize (not yet)
-    #[arg(long, hide = true)]
-    health_start_period: Option<String>,
-    /// Maximum time to allow one check to run (not yet)
-    #[arg(long, hide = true)]
-    health_timeout: Option<String>,
     /// Maximum IO bandwidth limit for the system drive (Windows only)
     #[arg(long, hide = true)]
     io_maxbandwidth: Option<String>,
@@ -69,22 +51,15 @@ pub(super) struct UnsupportedArgs {
     /// Runtime to use for this container
     #[arg(long, hide = true)]
     runtime: Option<String>,
-    /// Secret to hand to the container (not yet)
-    #[arg(long, hide = true)]
-    secret: Vec<String>,
     /// Bind mount the API socket (there is none)
     #[arg(long, hide = true)]
     use_api_socket: bool,
-    /// Mount volumes from the specified container(s) (not yet)
-    #[arg(long, hide = true)]
-    volumes_from: Vec<String>,
 }
 
 impl UnsupportedArgs {
     /// Refuses the first flag that was given.
     pub(super) fn check(&self) -> Result<(), CliError> {
         const WINDOWS: &str = "it limits containers on Windows";
-        const HEALTH: &str = "health checks are not run yet";
         const ADDRESS: &str = "the container's addresses are the userspace network's own";
         if self.isolation.as_deref().is_some_and(|isolation| !matches!(isolation, "" | "default")) {
             return Err(refused("invalid isolation: on Linux it is \"default\""));
@@ -101,12 +76,6 @@ impl UnsupportedArgs {
                 "no cgroup rules over devices without root; a node's own permissions count",
             ),
             (self.gpus.is_some(), "--gpus", "no CDI specification is read yet; use --device"),
-            (self.health_cmd.is_some(), "--health-cmd", HEALTH),
-            (self.health_interval.is_some(), "--health-interval", HEALTH),
-            (self.health_retries.is_some(), "--health-retries", HEALTH),
-            (self.health_start_interval.is_some(), "--health-start-interval", HEALTH),
-            (self.health_start_period.is_some(), "--health-start-period", HEALTH),
-            (self.health_timeout.is_some(), "--health-timeout", HEALTH),
             (self.ip.is_some(), "--ip", ADDRESS),
             (self.ip6.is_some(), "--ip6", ADDRESS),
             (!self.link_local_ip.is_empty(), "--link-local-ip", ADDRESS),
@@ -114,13 +83,7 @@ impl UnsupportedArgs {
             (!self.link.is_empty(), "--link", "containers do not share a network yet; publish a port"),
             (!self.network_alias.is_empty(), "--network-alias", "networks of one's own do not exist yet"),
             (!matches!(runtime, "" | "hostel"), "--runtime", "hostel is the runtime itself"),
-            (!self.secret.is_empty(), "--secret", "there is no store of secrets yet; bind a file"),
             (self.use_api_socket, "--use-api-socket", "there is no daemon to talk to"),
-            (
-                !self.volumes_from.is_empty(),
-                "--volumes-from",
-                "another container's mounts are not read yet; name the volumes with -v",
-            ),
         ];
         match flags.into_iter().find(|(given, ..)| *given) {
             Some((_, flag, reason)) => Err(not_supported(flag, reason)),

@@ -7,6 +7,7 @@ use oci_spec::runtime::Mount;
 
 use super::*;
 use crate::plan::request::*;
+use crate::plan::restart::RestartPolicy;
 use crate::plan::{HostLoopback, WriteMode};
 
 fn request() -> RunRequest {
@@ -19,7 +20,11 @@ fn request() -> RunRequest {
         auto_remove: false,
         labels: Labels::new(),
         annotations: Labels::new(),
+        restart: RestartPolicy::No,
+        healthcheck: None,
         log_driver: LogDriver::JsonFile,
+        log: LogRequest::default(),
+        secrets: Vec::new(),
         stdio: StdioRequest::default(),
         process: ProcessRequest { command: vec!["true".into()], ..ProcessRequest::default() },
         storage: StorageRequest::default(),
@@ -37,6 +42,8 @@ fn facts() -> BuildFacts {
         host_name: "machine".into(),
         peer: None,
         host_root: None,
+        controllers: Vec::new(),
+        image_healthcheck: None,
         extra_masked_paths: Vec::new(),
     }
 }

@@ -1,0 +1,233 @@
+//! Get real time events from the journal of the store
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::format::Template;
+use super::{CliError, Context, Exit, Outcome};
+use crate::store::events::{Event, Events};
+
+/// Get real time events from the journal of the store
+///
+/// Events are kept until the journal has grown to some two megabytes.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Filter output based on conditions provided
+    #[arg(short, long, value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Format output using a custom template: 'json', or 'TEMPLATE'
+    #[arg(long, default_value = "", hide_default_value = true)]
+    format: String,
+    /// Show all events created since timestamp
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Stream events until this timestamp
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+}
+
+/// How often the journal is looked at.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+/// The keys of `--filter`.
+const FILTERS: [&str; 9] =
+    ["type", "event", "container", "image", "volume", "network", "label", "scope", "daemon"];
+
+/// Prints events: those of the past with `--since` or `--until`, and those to come until `--until`.
+///
+/// # Errors
+/// A filter, a template or a time that is none.
+pub fn run(ctx: &Context, args: &Args) -> Outcome {
+    let filters = parse_filters(&args.filter)?;
+    let template = match args.format.as_str() {
+        "" | "json" => None,
+        text => Some(Template::parse(text)?),
+    };
+    let time = |flag: &str, text: Option<&String>| {
+        let parse = |text: &String| {
+            moment(text).ok_or_else(|| {
+                CliError::new(format!(
+                    "invalid value for {flag:?}: {text:?} is neither a time nor a duration"
+                ))
+            })
+        };
+        text.map(parse).transpose()
+    };
+    let (since, until) = (time("since", args.since.as_ref())?, time("until", args.until.as_ref())?);
+    let mut reader = Events::new(&ctx.root).read();
+    if since.is_none() && until.is_none() {
+        reader.skip_to_end()?;
+    }
+    loop {
+        // Asked before reading, so that nothing that came in time is missed.
+        let over = until.is_some_and(|until| Timestamp::now() >= until);
+        for event in reader.take_new()? {
+            let in_time = since.is_none_or(|since| event.time >= since)
+                && until.is_none_or(|until| event.time <= until);
+            if !in_time || !matches(&event, &filters) {
+                continue;
+            }
+            let line = match (&template, args.format.as_str()) {
+                (Some(template), _) => template.render(&object(&event))?,
+                (None, "json") => object(&event).to_string(),
+                (None, _) => text(&event),
+            };
+            writeln!(std::io::stdout().lock(), "{line}")?;
+        }
+        std::io::stdout().flush()?;
+        if over {
+            return Ok(Exit::Success);
+        }
+        std::thread::sleep(INTERVAL);
+    }
+}
+
+/// As elsewhere; with `+`, a duration from now, which Docker takes as well.
+fn moment(text: &str) -> Option<Timestamp> {
+    match text.strip_prefix('+') {
+        Some(ahead) => Timestamp::now().checked_add(super::run_args::health::parse_duration(ahead)?).ok(),
+        None => super::until(text),
+    }
+}
+
+fn parse_filters(texts: &[String]) -> Result<Vec<(String, String)>, CliError> {
+    let parse = |text: &String| {
+        let (key, value) = text.split_once('=').ok_or_else(|| {
+            CliError::new(format!(
+                "invalid argument {text:?} for \"-f, --filter\" flag: invalid filter '{text}'"
+            ))
+            .with_exit(Exit::Engine)
+        })?;
+        if !FILTERS.contains(&key) {
+            return Err(CliError::new(format!("invalid filter '{key}'")));
+        }
+        Ok((key.to_owned(), value.to_owned()))
+    };
+    texts.iter().map(parse).collect()
+}
+
+/// Values of one key are joined by or, keys by and; labels by and.
+fn matches(event: &Event, filters: &[(String, String)]) -> bool {
+    filters.iter().all(|(key, value)| {
+        if key == "label" {
+            return matches_one(event, key, value);
+        }
+        filters.iter().filter(|(other, _)| other == key).any(|(key, value)| matches_one(event, key, value))
+    })
+}
+
+fn matches_one(event: &Event, key: &str, value: &str) -> bool {
+    let attribute = |name: &str| event.attributes.get(name).is_some_and(|found| found == value);
+    let is = |kind: &str| event.kind == kind && (event.id == value || attribute("name"));
+    match key {
+        "type" => event.kind == value,
+        // `exec_create: ls` is an exec_create.
+        "event" => event.action == value || event.action.split(':').next() == Some(value),
+        "container" => {
+            is("container")
+                || (event.kind == "container" && value.len() >= 2 && event.id.starts_with(value))
+                || attribute("container")
+        }
+        "image" => {
+            is("image")
+                || attribute("image")
+                || event.attributes.get("image").is_some_and(|image| image.split(':').next() == Some(value))
+        }
+        "volume" => is("volume"),
+        "network" => is("network"),
+        "label" => match value.split_once('=') {
+            Some((name, value)) => event.attributes.get(name).is_some_and(|found| found == value),
+            None => event.attributes.contains_key(value),
+        },
+        "scope" => value == "local",
+        _ => false,
+    }
+}
+
+/// Docker's JSON of an event (Engine API, EventMessage), with the older fields that it still has.
+fn object(event: &Event) -> Value {
+    let mut object = json!({
+        "Type": event.kind,
+        "Action": event.action,
+        "Actor": { "ID": event.id, "Attributes": event.attributes },
+        "scope": "local",
+        "time": event.time.as_second(),
+        "timeNano": i64::try_from(event.time.as_nanosecond()).unwrap_or(i64::MAX),
+    });
+    if let (Some(map), "container" | "image") = (object.as_object_mut(), event.kind.as_str()) {
+        map.insert("status".into(), event.action.clone().into());
+        map.insert("id".into(), event.id.clone().into());
+        map.insert("ID".into(), event.id.clone().into());
+        map.insert("Status".into(), event.action.clone().into());
+        if let Some(image) = event.attributes.get("image") {
+            map.insert("from".into(), image.clone().into());
+        }
+    }
+    object
+}
+
+/// `2024-01-02T03:04:05.000000000Z container die ID (exitCode=3, image=busybox, name=x)`.
+fn text(event: &Event) -> String {
+    let attributes: BTreeMap<_, _> = event.attributes.iter().collect();
+    let attributes: Vec<String> =
+        attributes.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let tail = if attributes.is_empty() { String::new() } else { format!(" ({})", attributes.join(", ")) };
+    format!("{:.9} {} {} {}{tail}", event.time, event.kind, event.action, event.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(kind: &str, action: &str, attributes: &[(&str, &str)]) -> Event {
+        Event {
+            time: "2024-01-02T03:04:05.5Z".parse().expect("a time"),
+            kind: kind.into(),
+            action: action.into(),
+            id: "abcdef".into(),
+            attributes: attributes.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
+        }
+    }
+
+    #[test]
+    fn an_event_is_a_line_of_dockers() {
+        let die = event("container", "die", &[("name", "x"), ("exitCode", "3"), ("image", "busybox")]);
+        assert_eq!(
+            text(&die),
+            "2024-01-02T03:04:05.500000000Z container die abcdef (exitCode=3, image=busybox, name=x)"
+        );
+        let object = object(&die);
+        assert_eq!(object["status"], "die");
+        assert_eq!(object["Actor"]["Attributes"]["exitCode"], "3");
+        assert_eq!(
+            (&object["time"], &object["timeNano"]),
+            (&json!(1_704_164_645), &json!(1_704_164_645_500_000_000_i64))
+        );
+    }
+
+    #[test]
+    fn filters_choose() {
+        let labelled =
+            event("container", "exec_create: ls -l", &[("name", "x"), ("image", "busybox:1"), ("tier", "a")]);
+        for (filters, fits) in [
+            (&["type=container"][..], true),
+            (&["type=image"], false),
+            (&["type=image", "type=container"], true),
+            (&["event=exec_create", "container=x"], true),
+            (&["container=abcd"], true),
+            (&["container=y"], false),
+            (&["image=busybox"], true),
+            (&["label=tier=a", "label=name"], true),
+            (&["label=tier=a", "label=tier=b"], false),
+            (&["scope=swarm"], false),
+        ] {
+            let texts: Vec<String> = filters.iter().map(|text| (*text).to_owned()).collect();
+            assert_eq!(matches(&labelled, &parse_filters(&texts).expect("valid")), fits, "{filters:?}");
+        }
+        assert!(parse_filters(&["nope=1".into()]).is_err());
+    }
+}
