@@ -69,12 +69,204 @@ const ROWS: [(&str, Answer); 44] = [
     ("diff d2", Podman),
 ];
 
+/// What `run` does with its flags.
+const RUN: [(&str, Answer); 60] = [
+    ("run --rm busybox sh -c 'echo out; echo err >&2'", Podman),
+    ("run --rm busybox sh -c 'kill -9 $$'", Podman),
+    ("run --rm busybox sh -c 'kill -TERM $$'", Podman),
+    ("run --rm busybox false", Podman),
+    ("run --rm -w /tmp busybox pwd", Podman),
+    ("run --rm --workdir=/var/lib busybox pwd", Podman),
+    ("run --rm -u 0 busybox id -u", Podman),
+    ("run --rm -u app busybox id -un", Podman),
+    ("run --rm -u nosuchuser busybox id", Docker(125, "")),
+    ("run --rm --env A=1 --env B=2 busybox sh -c 'echo $A$B'", Podman),
+    ("run --rm --env A busybox sh -c 'echo [$A]'", Podman),
+    ("run --rm -e HOME=/x busybox sh -c 'echo $HOME'", Podman),
+    ("run --rm busybox sh -c 'echo $PATH'", Podman),
+    ("run --rm busybox sh -c 'echo $HOME'", Podman),
+    ("run --rm --entrypoint sh busybox -c 'echo entered'", Podman),
+    ("run --rm --entrypoint echo busybox a 'b c'", Podman),
+    ("run --rm --entrypoint '' busybox echo plain", Podman),
+    ("run --rm --entrypoint /nosuch busybox", Podman),
+    ("run --rm --init busybox sh -c 'exit 3'", Podman),
+    ("run --rm --read-only busybox sh -c 'echo x > /x'", Podman),
+    ("run --rm --read-only --tmpfs /t busybox sh -c 'echo x > /t/x; cat /t/x'", Podman),
+    ("run --rm --tmpfs /t:size=64k,mode=700 busybox stat -c %a /t", Podman),
+    (
+        "run --rm --mount type=tmpfs,destination=/t,tmpfs-size=65536 busybox grep -c ' /t tmpfs' /proc/mounts",
+        Podman,
+    ),
+    ("run --rm --shm-size 1m busybox stat -f -c '%b %S' /dev/shm", Podman),
+    ("run --rm --hostname a.example busybox hostname", Podman),
+    ("run --rm --network none busybox cat /etc/hostname", Docker(0, "<id>\n")),
+    ("run --rm --uts host busybox sh -c 'test -n \"$(hostname)\"'", Podman),
+    ("run --rm --ulimit nofile=100:200 busybox sh -c 'ulimit -Sn; ulimit -Hn'", Podman),
+    ("run --rm --ulimit core=0 busybox sh -c 'ulimit -c'", Podman),
+    ("run --rm --cap-drop ALL busybox grep CapEff /proc/self/status", Podman),
+    ("run --rm --cap-drop ALL --cap-add CHOWN busybox grep CapEff /proc/self/status", Podman),
+    ("run --rm --cap-add NOSUCH busybox true", Docker(125, "")),
+    ("run --rm --security-opt no-new-privileges busybox grep NoNewPrivs /proc/self/status", Podman),
+    ("run --rm --security-opt seccomp=unconfined busybox grep -w Seccomp /proc/self/status", Podman),
+    ("run --rm busybox grep -w Seccomp /proc/self/status", Podman),
+    ("run --rm --sysctl net.ipv4.ip_default_ttl=33 busybox cat /proc/sys/net/ipv4/ip_default_ttl", Podman),
+    ("run --rm --sysctl kernel.nosuch=1 busybox true", Docker(125, "")),
+    ("run --rm --label a=b busybox true", Podman),
+    ("run --rm --stop-signal INT busybox true", Podman),
+    ("run --rm --stop-signal NOSUCH busybox true", Docker(125, "")),
+    ("run --rm --name 'bad name' busybox true", Podman),
+    ("run --rm --pull never nosuchimage true", Podman),
+    ("run --rm --pull sometimes busybox true", Podman),
+    ("run --rm -v relative:/x:nosuchoption busybox true", Podman),
+    ("run --rm -v /nosuch-dir-of-the-host/x:/x:ro busybox true", Docker(125, "")),
+    ("run --rm --mount type=nosuch,destination=/x busybox true", Podman),
+    ("run --rm --mount type=bind,destination=/x busybox true", Podman),
+    ("run --rm --memory 1k-x busybox true", Podman),
+    ("run --rm --restart always busybox true", Podman),
+    ("run --rm --restart sometimes busybox true", Podman),
+    ("run --rm -p 99999999:80 busybox true", Podman),
+    ("run --rm --dns 192.0.2.7 busybox grep -c 192.0.2.7 /etc/resolv.conf", Podman),
+    (
+        "run --rm --dns-search example.org busybox grep search /etc/resolv.conf",
+        Docker(0, "search example.org\n"),
+    ),
+    (
+        "run --rm --add-host a:192.0.2.1 --add-host b:192.0.2.2 busybox grep -c 192.0.2. /etc/hosts",
+        Docker(0, "2\n"),
+    ),
+    ("run --rm --tz UTC busybox date +%Z", Podman),
+    ("run --rm --group-add 77 busybox id -G", Docker(0, "0 77\n")),
+    ("run --rm --oom-score-adj 500 busybox cat /proc/self/oom_score_adj", Podman),
+    ("run --rm busybox stat -c '%a %u:%g' /tmp /dev/null", Podman),
+    ("run --rm busybox ls /dev/pts", Podman),
+    ("run --rm busybox readlink /proc/self/exe", Podman),
+];
+
+/// A container's life by its verbs.
+const LIFE: [(&str, Answer); 61] = [
+    ("create --name cc busybox sh -c 'echo said; exit 3'", Podman),
+    ("inspect -f '{{.State.Status}}' cc", Podman),
+    ("inspect -f '{{.RestartCount}}' cc", Podman),
+    ("inspect -f '{{.Name}}' cc", Docker(0, "/cc\n")),
+    ("inspect -f '{{.Path}} {{len .Args}}' cc", Podman),
+    ("inspect -f '{{json .Config.Cmd}}' cc", Podman),
+    ("inspect -f '{{.HostConfig.RestartPolicy.Name}}' cc", Docker(0, "no\n")),
+    ("inspect -f '{{.NoSuchField}}' cc", Docker(1, "")),
+    ("start cc", Podman),
+    ("wait cc", Podman),
+    ("start -a cc", Podman),
+    ("logs cc", Podman),
+    ("logs --tail 1 cc", Podman),
+    ("logs -n 0 cc", Docker(0, "")),
+    ("logs --tail x cc", Docker(1, "")),
+    ("inspect -f '{{.State.ExitCode}} {{.State.Running}} {{.State.Paused}} {{.State.OOMKilled}}' cc", Podman),
+    ("ps -a --format '{{.Names}} {{.Image}}'", Docker(0, "cc busybox\n")),
+    ("ps -a -q --no-trunc", Podman),
+    ("ps -aq", Podman),
+    ("ps -a --filter name=cc --format '{{.Names}}'", Podman),
+    ("ps -a --filter status=exited --format '{{.Names}}'", Podman),
+    ("ps -a --filter exited=3 --format '{{.Names}}'", Podman),
+    ("ps -a --filter exited=4 --format '{{.Names}}'", Podman),
+    ("ps -a --filter label=nosuch --format '{{.Names}}'", Podman),
+    ("ps --filter nosuch=1", Docker(1, "")),
+    ("ps -q", Podman),
+    ("rename cc dd", Podman),
+    ("rename nosuch ee", Docker(1, "")),
+    ("inspect -f '{{.State.ExitCode}}' dd", Podman),
+    ("rm dd", Podman),
+    ("rm dd", Podman),
+    ("rm -f nosuch", Podman),
+    ("run -d --name up --label tier=web -v keep:/keep busybox sleep 1000", Podman),
+    ("run -d --name up busybox true", Podman),
+    ("ps --format '{{.Names}}'", Podman),
+    ("ps --filter label=tier=web --format '{{.Names}}'", Podman),
+    ("ps --filter volume=keep --format '{{.Names}}'", Podman),
+    ("inspect -f '{{index .Config.Labels \"tier\"}}' up", Podman),
+    ("inspect -f '{{range .Mounts}}{{.Type}} {{.Destination}}{{end}}' up", Podman),
+    ("exec up echo in", Podman),
+    ("exec up sh -c 'exit 42'", Podman),
+    ("exec up nosuch", Podman),
+    ("exec up /etc", Podman),
+    ("exec -w /keep up pwd", Podman),
+    ("exec -u 0 up id -u", Podman),
+    ("exec -e X=y up sh -c 'echo $X'", Podman),
+    ("exec nosuch true", Docker(1, "")),
+    ("volume rm keep", Docker(1, "")),
+    ("start up", Docker(0, "up\n")),
+    ("kill -s NOSUCH up", Docker(1, "")),
+    ("kill up", Podman),
+    ("wait up", Podman),
+    ("kill up", Docker(1, "")),
+    ("stop up", Podman),
+    ("restart -t 0 up", Podman),
+    ("inspect -f '{{.State.Running}}' up", Podman),
+    ("rm up", Docker(1, "")),
+    ("rm -f up", Podman),
+    ("wait nosuch", Docker(1, "")),
+    ("logs nosuch", Docker(1, "")),
+    ("volume rm keep", Podman),
+];
+
+/// Volumes, images, and what has no verb of its own.
+const THINGS: [(&str, Answer); 30] = [
+    ("volume create vv", Podman),
+    ("volume create vv", Docker(0, "vv\n")),
+    ("volume create --label a=b labelled", Podman),
+    ("volume ls -q", Podman),
+    ("volume ls -q --filter label=a=b", Podman),
+    ("volume ls -q --filter name=vv", Podman),
+    ("volume ls --format '{{.Driver}} {{.Name}}'", Podman),
+    ("volume inspect -f '{{.Name}} {{.Driver}} {{.Scope}}' vv", Podman),
+    ("volume inspect nosuch", Docker(1, "[]\n")),
+    ("run --rm -v vv:/d busybox sh -c 'echo 1 > /d/f'", Podman),
+    ("run --rm -v vv:/d:ro busybox sh -c 'cat /d/f; echo 2 > /d/f'", Podman),
+    ("run --rm --mount type=volume,source=vv,destination=/d busybox cat /d/f", Podman),
+    ("run --rm --mount type=volume,src=vv,dst=/d,readonly busybox touch /d/x", Docker(1, "")),
+    ("volume rm vv labelled", Podman),
+    ("volume rm vv", Podman),
+    ("volume rm -f vv", Docker(0, "vv\n")),
+    ("volume create -d nosuchdriver xx", Docker(1, "")),
+    ("image inspect -f '{{.Os}}/{{.Architecture}}' busybox", Podman),
+    ("image inspect -f '{{json .Config.Cmd}}' busybox", Podman),
+    ("image inspect -f '{{index .Config.Labels \"org.example.kind\"}}' label", Podman),
+    ("image inspect nosuchimage", Docker(1, "[]\n")),
+    ("tag busybox other:tag", Podman),
+    ("run --rm other:tag echo tagged", Podman),
+    ("tag nosuchimage x", Docker(1, "")),
+    ("rmi nosuchimage", Podman),
+    ("run --rm volume sh -c 'grep -c \" /data \" /proc/mounts'", Podman),
+    ("nosuchverb", Docker(1, "")),
+    ("run", Docker(1, "")),
+    ("run --rm --nosuch=1 busybox", Podman),
+    ("inspect nosuch", Docker(1, "[]\n")),
+];
+
 #[test]
 fn podman_and_hostel_answer_alike() {
+    compare("first", &ROWS);
+}
+
+#[test]
+fn flags_of_run_are_podmans() {
+    compare("run", &RUN);
+}
+
+#[test]
+fn a_life_is_podmans() {
+    compare("life", &LIFE);
+}
+
+#[test]
+fn volumes_and_images_are_podmans() {
+    compare("things", &THINGS);
+}
+
+/// Runs the rows by both; `name` keeps podman's store of a table apart from the others.
+fn compare(name: &str, rows: &[(&str, Answer)]) {
     let Some(h) = Hostel::new() else { return };
-    let Some(podman) = Peer::new(&h) else { return };
+    let Some(podman) = Peer::new(&h, name) else { return };
     let mut wrong = Vec::new();
-    for (line, answer) in &ROWS {
+    for (line, answer) in rows {
         let mine = h.run(line);
         let peer = podman.run(&h, line);
         let (code, stdout) = match answer {
@@ -93,7 +285,7 @@ fn podman_and_hostel_answer_alike() {
         }
     }
     podman.clear(&h);
-    assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), ROWS.len(), wrong.join("\n"));
+    assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
 }
 
 /// Podman with a store of its own and settings that work where the caller owns no cgroup.
@@ -104,13 +296,13 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(h: &Hostel) -> Option<Self> {
+    fn new(h: &Hostel, name: &str) -> Option<Self> {
         if output(Command::new("podman").arg("--version")).is_err() {
             skip("podman is not installed");
             return None;
         }
         let archive = fixtures::busybox_archive()?;
-        let place = fixtures::dir().join("podman");
+        let place = fixtures::dir().join("podman").join(name);
         fs::create_dir_all(&place).unwrap();
         let config = h.scratch("podman").join("containers.conf");
         let text = "[containers]\ncgroups = \"disabled\"\nlog_driver = \"k8s-file\"\n\
