@@ -248,7 +248,7 @@ impl Usage {
                 "LocalVolumes": record.volumes.len().to_string(),
                 "Size": human_size(container.bytes),
                 "RunningFor": ago(record.created, now),
-                "Status": super::ps::describe(&container.status, now),
+                "Status": super::ps::describe(&container.status, None, now),
                 "Names": record.name,
             })
         };

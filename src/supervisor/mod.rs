@@ -457,6 +457,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
                 lower_point: &work.containers.lower_point(),
                 root_point: &work.containers.root_point(),
                 native: prepared.native.as_deref(),
+                tree: prepared.tree.as_deref(),
                 local_dir: &work.record.local_dir,
                 root_kind: prepared.root_kind,
                 volatile: plan.auto_remove,
