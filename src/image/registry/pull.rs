@@ -217,7 +217,7 @@ impl One<'_> {
     fn take(&self, reference: &Reference, clients: &[Client<'_>], found: Found) -> Result<Added, ImageError> {
         let candidate = self.candidate(reference, clients, &found)?;
         let layers = self.layers(&candidate)?;
-        let known = self.store.catalog()?.images.get(&candidate.id).cloned();
+        let known = self.store.own_catalog()?.images.get(&candidate.id).cloned();
         let is_new = known.is_none();
         let size_bytes = self.fetch(clients, &layers)?;
         for index in &found.indexes {
