@@ -48,9 +48,13 @@ pub fn tag(store: &Store, source: &str, target: &str) -> Result<()> {
     }
     let target = target.with_default_tag();
     let _lock = store.lock_content()?;
-    store.adopt(&find(&store.catalog()?, source)?)?;
+    // A name may be another store's: what it stands for is this store's from now on, the name is not.
+    let image = find(&store.catalog()?, source)?;
+    store.adopt(&image)?;
     store.update_catalog(|catalog| {
-        let image = find(catalog, source)?;
+        if !catalog.images.contains_key(&image) {
+            return Err(ImageError::NotFound(source.to_owned()));
+        }
         let digest = catalog.names_of(&image).find_map(|(_, entry)| entry.digest.clone());
         let of_same_repository =
             |name: &str| name.parse::<Reference>().is_ok_and(|name| name.repository() == target.repository());

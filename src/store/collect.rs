@@ -103,10 +103,18 @@ impl Store {
             .layers
             .extend(layers.iter().filter_map(|hex| format!("sha256:{}", hex.to_str()?).parse().ok()));
         self.sweep_downloads(&mut collected);
-        // Leftovers here are no part of what the caller freed, and one that cannot be removed (of a
-        // volume, with files of subordinate ids) is no reason to fail.
-        let _ = self.sweep(&self.path("tmp"), &HashSet::new(), &mut Collected::default());
+        self.sweep_staged()?;
         Ok(Some(collected))
+    }
+
+    /// Removes what is in tmp/. The caller holds the content lock exclusively. A command that only takes
+    /// names away stages the catalog under the catalog's lock alone, so that one is taken too.
+    fn sweep_staged(&self) -> Result<()> {
+        let _lock = self.lock_catalog()?;
+        // These are no part of what the caller freed, and one that cannot be removed (of a volume, with
+        // files of subordinate ids) is no reason to fail.
+        let _ = self.sweep(&self.path("tmp"), &HashSet::new(), &mut Collected::default());
+        Ok(())
     }
 
     /// The compressed layers of a manifest that came from a registry.
@@ -260,8 +268,7 @@ impl Store {
             return Ok(());
         }
         if let Some(_lock) = self.try_lock_content_exclusive()? {
-            // As in `collect`: what cannot be removed is left for another time.
-            let _ = self.sweep(&tmp, &HashSet::new(), &mut Collected::default());
+            self.sweep_staged()?;
         }
         Ok(())
     }

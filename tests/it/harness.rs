@@ -506,6 +506,12 @@ fn eventually_or(mut condition: impl FnMut() -> bool, otherwise: impl FnOnce()) 
 
 /// Says on stderr and in the run's list that a test did not run, and why; an error where all must run.
 pub(crate) fn skip(reason: &str) {
+    let name = skip_for_this_kernel(reason);
+    assert!(std::env::var_os("HOSTEL_TEST_STRICT").is_none_or(|value| value.is_empty()), "{name}: {reason}");
+}
+
+/// As [`skip`], for what no set-up can give: how the machine was booted decides.
+pub(crate) fn skip_for_this_kernel(reason: &str) -> String {
     let name = std::env::var("NEXTEST_TEST_NAME")
         .unwrap_or_else(|_| thread::current().name().unwrap_or("a test").to_owned());
     eprintln!("SKIPPED {name}: {reason}");
@@ -513,7 +519,7 @@ pub(crate) fn skip(reason: &str) {
         let mut list = fs::File::options().append(true).open(list).unwrap();
         list.write_all(format!("{name}: {reason}\n").as_bytes()).unwrap();
     }
-    assert!(std::env::var_os("HOSTEL_TEST_STRICT").is_none_or(|value| value.is_empty()), "{name}: {reason}");
+    name
 }
 
 /// A store with `images` loaded by the engine itself, made once per build of the binary.

@@ -304,6 +304,9 @@ impl Peer {
         let archive = fixtures::busybox_archive()?;
         let place = fixtures::dir().join("podman").join(name);
         fs::create_dir_all(&place).unwrap();
+        // podman wants the file where it is told to look for it.
+        fs::create_dir_all(h.place("docker")).unwrap();
+        fs::write(h.place("docker/config.json"), "{}").unwrap();
         let config = h.scratch("podman").join("containers.conf");
         let text = "[containers]\ncgroups = \"disabled\"\nlog_driver = \"k8s-file\"\n\
                     [engine]\nruntime = \"crun\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n";
@@ -320,10 +323,12 @@ impl Peer {
         fs::create_dir_all(&runtime).unwrap();
         let peer = Self { config: config.to_string_lossy().into_owned(), runtime, arguments };
         peer.clear(h);
-        let usable = peer.run(h, &format!("load -q -i {}", archive.display()));
-        if usable.exit_code() != 0 || peer.run(h, "run --rm busybox true").exit_code() != 0 {
-            skip(&format!("podman does not work here: {}", usable.stderr));
-            return None;
+        for line in [&*format!("load -q -i {}", archive.display()), "run --rm busybox true"] {
+            let done = peer.run(h, line);
+            if done.exit_code() != 0 {
+                skip(&format!("podman does not work here: {line}: {}", done.stderr));
+                return None;
+            }
         }
         Some(peer)
     }

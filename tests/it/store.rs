@@ -29,7 +29,9 @@ fn state_of(path: &Path) -> Vec<(String, u64, i64, i64)> {
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
         let metadata = entry.metadata().unwrap();
         let name = entry.path().display().to_string();
-        found.push((name, metadata.size(), metadata.mtime_nsec(), metadata.ctime_nsec()));
+        // Large files are hard links to the seed's: their ctime is every test's.
+        let changed = if metadata.is_file() && metadata.nlink() > 1 { 0 } else { metadata.ctime_nsec() };
+        found.push((name, metadata.size(), metadata.mtime_nsec(), changed));
         if metadata.is_dir() {
             found.extend(state_of(&entry.path()));
         }
@@ -325,7 +327,9 @@ fn hostel_and_the_tools_of_containers_read_each_other() {
             }
             podman(&["rmi", "-a", "-f"]).ok();
         }
-        podman(&["unshare", "rm", "-rf", &store]).ok();
+        podman(&["unshare", "rm", "-rf", &format!("{store}/vfs"), &format!("{store}/vfs-layers")]).ok();
+        // Ends the process that holds podman's namespaces.
+        podman(&["system", "migrate"]);
     }
 }
 
@@ -338,10 +342,9 @@ fn a_full_disk_harms_nothing_and_pruning_works_on_it() {
     }
     let place = h.scratch("small").display().to_string();
     let layout = h.scratch("layout");
-    // As large as busybox itself, so that only one of the two fits.
+    // Beside busybox, whose program the store has twice, there is no room for it; alone it fits.
     let mut layer = fixtures::Layer::new();
-    let noise: Vec<u8> =
-        (0..1_500_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let noise: Vec<u8> = (0..750_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     layer.file("noise", 0o644, 0, &noise);
     fixtures::layout_of(&layout, &layer.finish());
     let script = format!(
@@ -406,12 +409,13 @@ fn images_of_other_engines_are_pulled_and_run() {
     crate::harness::eventually("podman's socket", || Path::new(&socket).exists());
     let docker = |line: &str| h.cmd(line).env("DOCKER_HOST", &format!("unix://{socket}")).run();
     docker("pull docker-daemon:nosuch").fails(1, &["docker-daemon:nosuch"]);
-    docker("pull docker-daemon:localhost/label:latest").code(1);
-    docker("pull docker-daemon:docker.io/library/label:latest").ok().has("label:latest");
-    docker("run --rm label echo daemons").ok().stdout("daemons\n");
+    docker("pull docker-daemon:localhost/label:latest").ok().has("label:latest");
+    docker("run --rm localhost/label echo daemons").ok().stdout("daemons\n");
     service.signal(nix::sys::signal::Signal::SIGTERM);
     service.wait();
-    podman(&["unshare", "rm", "-rf", &home]).run();
+    podman(&["unshare", "rm", "-rf", &format!("{home}/data/containers/storage/vfs")]).run();
+    // Ends the process that holds podman's namespaces.
+    podman(&["system", "migrate"]).run();
 }
 
 #[test]

@@ -177,7 +177,9 @@ fn podman_and_hostel_read_what_the_other_pushed() {
     // podman wants the file where it is told to look for it.
     fs::create_dir_all(h.place("docker")).unwrap();
     fs::write(h.place("docker/config.json"), "{}").unwrap();
-    let (root, run) = (h.scratch("podman"), h.scratch("podman-run"));
+    // podman takes no run directory of more than 50 characters.
+    let place = tempfile::Builder::new().prefix("ht").tempdir_in("/tmp").unwrap();
+    let (root, run) = (h.scratch("podman"), place.path());
     let podman = |line: &str| {
         let (root, run) = (root.to_string_lossy(), run.to_string_lossy());
         let mut all = vec!["--root", &root, "--runroot", &run, "--storage-driver", "vfs"];
