@@ -100,6 +100,11 @@ impl Hostel {
         self
     }
 
+    /// XDG_RUNTIME_DIR of everything that runs in this environment.
+    pub(crate) fn runtime(&self) -> &Path {
+        self.runtime.path()
+    }
+
     pub(crate) fn root(&self) -> PathBuf {
         self.store.path().join("root")
     }

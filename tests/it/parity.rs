@@ -59,14 +59,16 @@ const ROWS: [(&str, Answer); 44] = [
     ("rm c1", Podman),
     ("image inspect -f '{{.Config.StopSignal}}' stopsignal", Podman),
     ("run --name d1 busybox sh -c 'mkdir -p /x/y && echo > /x/y/f'", Podman),
-    ("diff d1", Podman),
+    // Podman counts /etc, where it puts what it mounts.
+    ("diff d1", Docker(0, "A /x\nA /x/y\nA /x/y/f\n")),
     ("commit -q nosuch", Docker(1, "")),
     ("rm d1", Podman),
     (
         "run --name d2 busybox sh -c 'touch -r /etc/passwd /tmp/r && touch /etc/passwd && touch -r /tmp/r /etc/passwd && rm /tmp/r'",
         Podman,
     ),
-    ("diff d2", Podman),
+    // What was written back as it was, and a directory of which the time alone is new: see COMPATIBILITY.md.
+    ("diff d2", Docker(0, "")),
 ];
 
 /// What `run` does with its flags.
