@@ -19,6 +19,7 @@ pub mod attach;
 pub mod commit;
 pub mod complete;
 pub(crate) mod config;
+pub mod cp;
 pub mod create;
 pub mod df;
 pub mod diff;
@@ -26,6 +27,7 @@ pub mod doctor;
 pub mod error;
 pub mod events;
 pub mod exec;
+pub mod export;
 pub mod flag_errors;
 pub mod format;
 pub mod help;
@@ -124,6 +126,8 @@ enum Verb {
     Inspect(inspect::Args),
     Diff(diff::Args),
     Commit(commit::Args),
+    Cp(cp::Args),
+    Export(export::Args),
     Import(import::Args),
     Events(events::Args),
     Images(images::Args),
@@ -205,6 +209,8 @@ enum ContainerVerb {
     Inspect(inspect::Args),
     Diff(diff::Args),
     Commit(commit::Args),
+    Cp(cp::Args),
+    Export(export::Args),
     Prune(prune::Args),
 }
 
@@ -251,6 +257,8 @@ impl From<ContainerVerb> for Verb {
             ContainerVerb::Rename(args) => Self::Rename(args),
             ContainerVerb::Diff(args) => Self::Diff(args),
             ContainerVerb::Commit(args) => Self::Commit(args),
+            ContainerVerb::Cp(args) => Self::Cp(args),
+            ContainerVerb::Export(args) => Self::Export(args),
             other @ (ContainerVerb::Inspect(_) | ContainerVerb::Prune(_)) => Self::Container(other),
         }
     }
@@ -352,6 +360,8 @@ fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
         Verb::Inspect(args) => inspect::run(ctx, &args),
         Verb::Diff(args) => diff::run(ctx, &args),
         Verb::Commit(args) => commit::run(ctx, &args),
+        Verb::Cp(args) => cp::run(ctx, &args),
+        Verb::Export(args) => export::run(ctx, &args),
         Verb::Import(args) | Verb::Image(ImageVerb::Import(args)) => import::run(ctx, &args),
         Verb::Container(ContainerVerb::Inspect(args)) => inspect::run_container(ctx, &args),
         Verb::Container(ContainerVerb::Prune(args)) => prune::run(ctx, &args),

@@ -37,43 +37,52 @@ pub struct Args {
 /// No such image, or the archive cannot be written.
 pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let store = Store::open(&ctx.root)?;
-    let save = |file: &mut File, path: &Path| {
+    if matches!(args.format, SaveFormat::OciDir | SaveFormat::DockerDir) {
+        let Some(path) = &args.output else {
+            return Err(CliError::new("a directory format needs the directory's name: give it with -o"));
+        };
+        image::save_directory(&store, &args.images, args.format, path).map_err(image_error)?;
+        return Ok(Exit::Success);
+    }
+    write_output(args.output.as_deref(), |file, path| {
         image::save(&store, &args.images, args.format, file, path).map_err(image_error)
-    };
-    match &args.output {
-        output if matches!(args.format, SaveFormat::OciDir | SaveFormat::DockerDir) => {
-            let Some(path) = output else {
-                return Err(CliError::new("a directory format needs the directory's name: give it with -o"));
-            };
-            image::save_directory(&store, &args.images, args.format, path).map_err(image_error)?;
-        }
+    })?;
+    Ok(Exit::Success)
+}
+
+/// Has an archive written to a file, which appears when it is whole, or to standard output.
+///
+/// # Errors
+/// A terminal; those of `write` and of the file.
+pub fn write_output(
+    output: Option<&Path>,
+    write: impl FnOnce(&mut File, &Path) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    match output {
         None => {
             if std::io::stdout().is_terminal() {
                 return Err(CliError::new(
                     "cowardly refusing to save to a terminal. Use the -o flag or redirect",
                 ));
             }
-            save(
-                &mut File::from(std::io::stdout().as_fd().try_clone_to_owned()?),
-                Path::new("standard output"),
-            )?;
+            let mut out = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
+            write(&mut out, Path::new("standard output"))
         }
         // A pipe or a device has no place beside it for an unfinished file.
         Some(path) if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) => {
-            let failed = |source| image_error(ImageError::Write { path: path.clone(), source });
-            save(&mut OpenOptions::new().write(true).open(path).map_err(failed)?, path)?;
+            let failed = |source| image_error(ImageError::Write { path: path.to_owned(), source });
+            write(&mut OpenOptions::new().write(true).open(path).map_err(failed)?, path)
         }
         Some(path) => {
             let unfinished = Unfinished::beside(path)?;
             let mut options = OpenOptions::new();
-            let failed = |source| image_error(ImageError::Write { path: path.clone(), source });
+            let failed = |source| image_error(ImageError::Write { path: path.to_owned(), source });
             let mut file =
                 options.write(true).create_new(true).mode(0o600).open(&unfinished.path).map_err(failed)?;
-            save(&mut file, path)?;
-            fs::rename(&unfinished.path, path).map_err(failed)?;
+            write(&mut file, path)?;
+            fs::rename(&unfinished.path, path).map_err(failed)
         }
     }
-    Ok(Exit::Success)
 }
 
 fn parse_format(text: &str) -> Result<SaveFormat, String> {

@@ -41,7 +41,7 @@ pub struct PruneArgs {
     /// Remove all unused images, not just dangling ones
     #[arg(short, long)]
     all: bool,
-    /// Provide filter values (e.g. "label=<key>=<value>")
+    /// Provide filter values (e.g. "label=KEY=VALUE")
     #[arg(long, value_name = "FILTER")]
     filter: Vec<String>,
     /// Do not prompt for confirmation

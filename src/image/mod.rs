@@ -307,6 +307,14 @@ pub fn pull_source(store: &Store, source: &Source, choice: Choice) -> Result<Vec
     }
 }
 
+/// A stream that may be compressed with gzip or zstd, uncompressed.
+///
+/// # Errors
+/// It cannot be read, or is compressed with something else.
+pub fn uncompressed<'a>(input: Box<dyn io::Read + 'a>) -> io::Result<Box<dyn io::Read + 'a>> {
+    Ok(Box::new(compression::Decoder::new(input)?))
+}
+
 fn open_archive(store: &Store, path: &Path) -> Result<Files> {
     let file = File::open(path).map_err(|source| ImageError::Read { path: path.to_owned(), source })?;
     Files::archive(store, file, path)

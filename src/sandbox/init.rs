@@ -124,7 +124,17 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     setsid().during(Stage::Namespaces, || "cannot make a session".into())?;
     umask(Mode::empty());
 
-    let root = mount_root(enter)?;
+    let root = mount_root(&RootMount {
+        lower_point: enter.lower_point,
+        root_point: enter.root_point,
+        native: enter.native,
+        tree: enter.tree,
+        local_dir: enter.local_dir,
+        root_kind: enter.root_kind,
+        volatile: enter.volatile,
+        ids: enter.ids,
+        server: server.as_fd(),
+    })?;
     if let Some(process) = plan.spec.process() {
         command::prefetch(&root, process);
     }
@@ -260,8 +270,34 @@ fn become_set_up_user(enter: &Enter<'_>) -> Staged<()> {
     Ok(())
 }
 
+/// What mounting the root takes; see [`Enter`].
+#[derive(Clone, Copy, Debug)]
+pub struct RootMount<'a> {
+    /// Where the read side is mounted.
+    pub lower_point: &'a Path,
+    /// Where the root is mounted.
+    pub root_point: &'a Path,
+    /// Files that are read from here and not from the server.
+    pub native: Option<&'a Path>,
+    /// The image, or the container's copy of it, written out.
+    pub tree: Option<&'a Path>,
+    /// Directory of the writable layer.
+    pub local_dir: &'a Path,
+    /// How the root is made.
+    pub root_kind: RootKind,
+    /// Whether the upper need not survive a power cut.
+    pub volatile: bool,
+    /// User and group that own the mount.
+    pub ids: (u32, u32),
+    /// Gets the FUSE descriptor.
+    pub server: BorrowedFd<'a>,
+}
+
 /// Mounts the root filesystem and opens it. From here on its requests wait for the server.
-fn mount_root(enter: &Enter<'_>) -> Staged<Root> {
+///
+/// # Errors
+/// [`Stage::Fuse`]; [`Stage::Overlay`] where only the kernel's overlay is refused.
+pub fn mount_root(enter: &RootMount<'_>) -> Staged<Root> {
     let stage = Stage::Fuse;
     let none = None::<&str>;
     // Nothing that is mounted here may reach the machine, nor the other way round.
@@ -286,18 +322,18 @@ fn mount_root(enter: &Enter<'_>) -> Staged<Root> {
     Ok(Root::new(opened))
 }
 
-fn mount_fuse(enter: &Enter<'_>, point: &Path, read_only: bool) -> Staged<()> {
+fn mount_fuse(enter: &RootMount<'_>, point: &Path, read_only: bool) -> Staged<()> {
     let stage = Stage::Fuse;
     let failed = |error: fuse_mount::MountError| Failure::plain(stage, chain(&error));
     let device = fuse_mount::open_device().map_err(failed)?;
     let options =
         fuse_mount::MountOptions { read_only, uid: enter.ids.0, gid: enter.ids.1, source: "hostel".into() };
     fuse_mount::mount(device.as_fd(), point, &options).map_err(failed)?;
-    send(enter.server.as_fd(), &[message::FUSE], Some(device.as_fd()))?;
+    send(enter.server, &[message::FUSE], Some(device.as_fd()))?;
     Ok(())
 }
 
-fn mount_overlay(enter: &Enter<'_>, lower: &Path) -> Staged<()> {
+fn mount_overlay(enter: &RootMount<'_>, lower: &Path) -> Staged<()> {
     let (upper, work) = (&enter.local_dir.join("upper"), &enter.local_dir.join("work"));
     match_root(lower, upper)?;
     let parts =

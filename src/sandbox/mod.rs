@@ -17,6 +17,7 @@ use std::os::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 
 pub mod command;
+pub mod copy;
 pub mod copyup;
 pub mod credentials;
 pub mod devices;
@@ -26,6 +27,7 @@ pub mod init;
 pub mod join;
 pub mod mounts;
 pub mod rootfs;
+pub mod tree;
 
 /// Why a container did not start: one stage's name, the kernel's answer, and on what.
 #[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]

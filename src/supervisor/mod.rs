@@ -53,6 +53,7 @@ pub mod remove;
 pub mod rest;
 pub mod server;
 pub mod stream;
+pub mod view;
 
 /// What is kept of a container besides its record: enough to start it again.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -212,27 +213,8 @@ fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Pr
         maps = peer.maps(maps);
     }
     let seccomp = crate::plan::seccomp::compile_for(plan).map_err(LaunchError::Seccomp)?;
-    let packed = packed_image(saved);
-    let without_fuse = packed.is_some() && materialise::reason().is_some();
-    let root_kind = match root_kind(saved) {
-        RootKind::Hybrid if without_fuse => RootKind::Materialised,
-        kind => kind,
-    };
-    let tree = match (root_kind, packed) {
-        (RootKind::Materialised, Some(image)) => {
-            Some(materialise::shared(containers, image, &maps, ids(&maps))?)
-        }
-        (RootKind::Copy, Some(image)) => {
-            Some(materialise::private(&record.local_dir, image, &maps, ids(&maps))?)
-        }
-        _ => None,
-    };
-    let filesystem = match root_kind {
-        RootKind::Hybrid | RootKind::Pure => Some(filesystem(saved, root_kind, &record.local_dir, &maps)?),
-        RootKind::Materialised | RootKind::Copy => None,
-    };
-    let native = packed.and_then(|image| crate::store::native::tree_beside(image.index));
-    let native = native.filter(|_| root_kind == RootKind::Hybrid);
+    let Below { root_kind, tree, filesystem, native } =
+        below(containers, record, saved, root_kind(saved), &maps)?;
     let fence_paths = fence_paths(saved, root_kind, &record.local_dir);
     let fence_filter = fence::filter().map_err(LaunchError::Seccomp)?;
     let network = network(plan, record)?;
@@ -288,6 +270,47 @@ fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Pr
         fence_paths,
         fence_filter,
     })
+}
+
+/// What mounting a container's root takes.
+struct Below {
+    root_kind: RootKind,
+    tree: Option<PathBuf>,
+    filesystem: Option<serve::Server>,
+    native: Option<PathBuf>,
+}
+
+/// Gets ready what lies below and in the writable layer. A `kind` that needs /dev/fuse becomes one
+/// that does not, where there is none.
+fn below(
+    containers: &Containers,
+    record: &Record,
+    saved: &Saved,
+    kind: RootKind,
+    maps: &IdMaps,
+) -> Result<Below, LaunchError> {
+    let packed = packed_image(saved);
+    let without_fuse = packed.is_some() && materialise::reason().is_some();
+    let root_kind = match kind {
+        RootKind::Hybrid if without_fuse => RootKind::Materialised,
+        kind => kind,
+    };
+    let tree = match (root_kind, packed) {
+        (RootKind::Materialised, Some(image)) => {
+            Some(materialise::shared(containers, image, maps, ids(maps))?)
+        }
+        (RootKind::Copy, Some(image)) => {
+            Some(materialise::private(&record.local_dir, image, maps, ids(maps))?)
+        }
+        _ => None,
+    };
+    let filesystem = match root_kind {
+        RootKind::Hybrid | RootKind::Pure => Some(filesystem(saved, root_kind, &record.local_dir, maps)?),
+        RootKind::Materialised | RootKind::Copy => None,
+    };
+    let native = packed.and_then(|image| crate::store::native::tree_beside(image.index));
+    let native = native.filter(|_| root_kind == RootKind::Hybrid);
+    Ok(Below { root_kind, tree, filesystem, native })
 }
 
 /// How the root is made, or would be at the first start.

@@ -182,6 +182,47 @@ pub fn has_xattr(path: &CStr, name: &CStr) -> bool {
     unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) >= 0 }
 }
 
+/// Names and values of extended attributes.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// The extended attributes of an open file that can be read.
+///
+/// # Errors
+/// As flistxattr(2): EOPNOTSUPP where the filesystem has none.
+pub fn xattrs(file: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
+    // SAFETY: a null buffer of size 0 asks for the size only.
+    let size = Errno::result(unsafe { libc::flistxattr(file.as_raw_fd(), std::ptr::null_mut(), 0) })?;
+    let mut names = vec![0_u8; size.cast_unsigned()];
+    // SAFETY: the kernel writes at most as many bytes as the buffer has.
+    let size = unsafe { libc::flistxattr(file.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) };
+    names.truncate(Errno::result(size)?.cast_unsigned());
+    let mut found = Vec::new();
+    for name in names.split_inclusive(|byte| *byte == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+        let mut value = vec![0_u8; 1 << 16]; // XATTR_SIZE_MAX
+        let buffer = value.as_mut_ptr().cast();
+        // SAFETY: the name is NUL-terminated; the kernel writes at most as many bytes as the buffer has.
+        let size = unsafe { libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), buffer, value.len()) };
+        if let Ok(size) = usize::try_from(size) {
+            value.truncate(size);
+            found.push((name.to_bytes().to_vec(), value));
+        }
+    }
+    Ok(found)
+}
+
+/// Sets an extended attribute of an open file.
+///
+/// # Errors
+/// As fsetxattr(2); EINVAL for a name with a NUL.
+pub fn set_xattr(file: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> Result<(), Errno> {
+    let name = std::ffi::CString::new(name).map_err(|_| Errno::EINVAL)?;
+    let data = value.as_ptr().cast();
+    // SAFETY: the name is NUL-terminated; the kernel reads `value.len()` bytes of a live slice.
+    let result = unsafe { libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), data, value.len(), 0) };
+    Errno::result(result).map(drop)
+}
+
 /// Takes ownership of a descriptor that a call of nix returned as a number.
 ///
 /// # Errors

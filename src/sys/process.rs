@@ -250,6 +250,12 @@ pub fn default_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
+/// A write to a pipe that nobody reads is an error again, as Rust's runtime has it.
+pub fn ignore_sigpipe() {
+    // SAFETY: SIG_IGN is a valid disposition for SIGPIPE.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 /// Every signal to its default action and none blocked: what a program expects to start with.
 pub fn reset_signals() {
     for signal in 1..=libc::SIGRTMAX() {

@@ -6,6 +6,7 @@
 #![expect(clippy::panic, reason = "a test says what went wrong by panicking")]
 
 mod changes;
+mod cp;
 mod errors;
 mod fixtures;
 mod harness;

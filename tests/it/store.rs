@@ -332,6 +332,9 @@ fn hostel_and_the_tools_of_containers_read_each_other() {
         podman(&["unshare", "rm", "-rf", &format!("{store}/vfs"), &format!("{store}/vfs-layers")]).ok();
         // Ends the process that holds podman's namespaces.
         podman(&["system", "migrate"]);
+        for dir in ["containers", "libpod"] {
+            let _ = fs::remove_dir_all(h.runtime().join(dir));
+        }
     }
 }
 

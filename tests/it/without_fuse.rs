@@ -2,7 +2,7 @@
 //!
 //! The device is hidden in a mount namespace of the test's own, in which this user has one id.
 
-use crate::harness::{Hostel, skip};
+use crate::harness::{Done, Hostel, skip, words};
 
 /// Runs its arguments with a /dev that has no fuse device.
 const HIDDEN: &str = r#"set -e
@@ -11,24 +11,21 @@ mount -t tmpfs none "$d"
 for n in null zero full random urandom tty; do touch "$d/$n"; mount --bind "/dev/$n" "$d/$n"; done
 mkdir "$d/shm" "$d/pts"
 mount --rbind "$d" /dev
-exec "$@""#;
+exec "$HOSTEL" "$@""#;
 
-fn without_fuse(h: &Hostel, line: &str) -> std::process::Output {
-    let command = h.cmd(line).into_command();
-    let mut wrapped = std::process::Command::new("unshare");
-    wrapped.args(["--user", "--map-root-user", "--mount", "sh", "-c", HIDDEN, "sh"]);
-    wrapped.arg(command.get_program()).args(command.get_args());
-    wrapped.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    wrapped.stdin(std::process::Stdio::null()).output().unwrap()
+fn without_fuse(h: &Hostel, line: &str) -> Done {
+    let arguments = words(line);
+    let mut all = vec!["--user", "--map-root-user", "--mount", "sh", "-c", HIDDEN, "sh"];
+    all.extend(arguments.iter().map(String::as_str));
+    h.program("unshare", &all).run()
 }
 
 #[test]
 fn an_image_is_written_out_once_and_works() {
     let Some(h) = Hostel::new() else { return };
     let run = |line: &str| {
-        let output = without_fuse(&h, line);
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code(), text(&output.stdout), text(&output.stderr))
+        let done = without_fuse(&h, line);
+        (Some(done.exit_code()), done.stdout, done.stderr)
     };
     let info = run("info");
     if info.0 != Some(0) {
