@@ -101,11 +101,13 @@ impl Reference {
         if self.domain != DEFAULT_DOMAIN {
             return self.repository();
         }
-        match self.path.strip_prefix(OFFICIAL) {
+        let short = match self.path.strip_prefix(OFFICIAL) {
             // Without its prefix `library/a/b` would be another repository.
-            Some(name) if !name.contains('/') => name.to_owned(),
-            _ => self.path.clone(),
-        }
+            Some(name) if !name.contains('/') => name,
+            _ => &self.path,
+        };
+        // Nor is a path to be read as a registry's name: `docker.io/quay.io/a` stays whole.
+        if split_domain(short).0 == DEFAULT_DOMAIN { short.to_owned() } else { self.repository() }
     }
 
     /// The whole name as a person writes it: `debian:12`.
@@ -265,6 +267,15 @@ fn is_path_component(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_short_name_is_not_read_as_another_registrys() {
+        for text in ["docker.io/quay.io/a:1", "docker.io/localhost/a", "docker.io/a:1", "docker.io/library/a"]
+        {
+            let name: Reference = text.parse().expect("a name");
+            assert_eq!(name.familiar().parse(), Ok(name), "{text}");
+        }
+    }
 
     #[test]
     fn names_are_normalised_as_dockers() {
