@@ -106,8 +106,11 @@ impl Reference {
             Some(name) if !name.contains('/') => name,
             _ => &self.path,
         };
-        // Nor is a path to be read as a registry's name: `docker.io/quay.io/a` stays whole.
-        if split_domain(short).0 == DEFAULT_DOMAIN { short.to_owned() } else { self.repository() }
+        // Nor is a path to be read as a registry's name, or as an id: `docker.io/quay.io/a` stays whole.
+        match short.parse::<Self>() {
+            Ok(read) if read.domain == self.domain && read.path == self.path => short.to_owned(),
+            _ => self.repository(),
+        }
     }
 
     /// The whole name as a person writes it: `debian:12`.
@@ -270,8 +273,13 @@ mod tests {
 
     #[test]
     fn a_short_name_is_not_read_as_another_registrys() {
-        for text in ["docker.io/quay.io/a:1", "docker.io/localhost/a", "docker.io/a:1", "docker.io/library/a"]
-        {
+        for text in [
+            "docker.io/quay.io/a:1",
+            "docker.io/docker.io/a/b",
+            "docker.io/localhost/a",
+            "docker.io/a:1",
+            "docker.io/library/a",
+        ] {
             let name: Reference = text.parse().expect("a name");
             assert_eq!(name.familiar().parse(), Ok(name), "{text}");
         }
