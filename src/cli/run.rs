@@ -9,7 +9,7 @@ use super::{CliError, Context, Exit, Outcome};
 use crate::plan::WriteMode;
 use crate::plan::request::{StdioRequest, Stream};
 use crate::sandbox::{Failure, Stage};
-use crate::store::containers::{ContainerError, Containers, Lock, Record};
+use crate::store::containers::{ContainerError, Containers, LOCK_ATTEMPTS, LOCK_WAIT, Lock, Record};
 use crate::supervisor::client::Client;
 use crate::supervisor::control::Reply;
 use crate::supervisor::{self, Attach, Launched, Saved};
@@ -163,11 +163,6 @@ fn launch_error(error: supervisor::LaunchError) -> CliError {
         other => CliError::from(other).with_exit(Exit::Engine),
     }
 }
-
-/// How often and how long a lock is waited for that a keeper is about to let go: longer than the
-/// keeper gives its server to write back (SERVER_LIMIT).
-const LOCK_ATTEMPTS: u32 = 8_000;
-const LOCK_WAIT: std::time::Duration = std::time::Duration::from_millis(5);
 
 /// Takes the container's lock, waiting for a keeper that is just cleaning up.
 ///

@@ -45,6 +45,11 @@ pub const RECORD_VERSION: u32 = 1;
 /// Records are small; a larger file is not one.
 const MAX_JSON_BYTES: u64 = 16 << 20;
 const NAMES: &str = "names";
+/// How often and how long a lock is waited for that a keeper is about to let go: longer than the
+/// keeper gives its server to write back (SERVER_LIMIT).
+pub const LOCK_ATTEMPTS: u32 = 8_000;
+/// See [`LOCK_ATTEMPTS`].
+pub const LOCK_WAIT: std::time::Duration = std::time::Duration::from_millis(5);
 
 /// What can go wrong with a container on disk.
 #[derive(Debug, Error)]
@@ -831,6 +836,16 @@ pub fn boot_id() -> String {
 pub fn process_start_ticks(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Whether the container's first process is the one that was recorded, and not yet a zombie
+/// (proc_pid_stat(5), field 3).
+#[must_use]
+pub fn is_alive(state: &State) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", state.pid)).unwrap_or_default();
+    let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace();
+    let lives = !matches!(fields.next(), None | Some("Z" | "X"));
+    lives && fields.nth(18).and_then(|ticks| ticks.parse().ok()) == Some(state.pid_start_ticks)
 }
 
 /// The parent of a process (proc_pid_stat(5), field 4).

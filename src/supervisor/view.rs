@@ -26,7 +26,9 @@ use crate::sandbox::idmap::IdMaps;
 use crate::sandbox::init::{self, RootKind, RootMount};
 use crate::sandbox::rootfs::Root;
 use crate::sandbox::{Context as _, Failure, Stage, Staged, copyup, mounts};
-use crate::store::containers::{self, Containers, Lock, Record, State, Status};
+use crate::store::containers::{
+    ContainerError, Containers, LOCK_ATTEMPTS, LOCK_WAIT, Lock, Record, State, Status, is_alive,
+};
 use crate::sys;
 use crate::sys::process::{Child, Ended, Fork};
 
@@ -101,11 +103,21 @@ impl View {
         scope: Scope,
         work: impl Fn(&Inside<'_>) -> Staged<()>,
     ) -> Result<Self, LaunchError> {
-        let status = containers.status(&record.id)?;
-        if let Status::Running(state) = &status {
-            return Self::running(saved, state, scope, work).map_err(LaunchError::from);
-        }
-        let lock = containers.lock(&record.id)?;
+        let mut attempts = 0..LOCK_ATTEMPTS;
+        // A keeper that is starting it or tidying up behind it holds the lock for moments.
+        let lock = loop {
+            let status = containers.status(&record.id)?;
+            if let Status::Running(state) = &status {
+                match Self::running(saved, state, scope, &work) {
+                    Err(_) if !is_alive(state) && !attempts.is_empty() => {} // it has just ended
+                    other => return other.map_err(LaunchError::from),
+                }
+            }
+            match containers.lock(&record.id) {
+                Err(ContainerError::Busy(_)) if attempts.next().is_some() => std::thread::sleep(LOCK_WAIT),
+                other => break other?,
+            }
+        };
         // It may have been started and ended between the two.
         let status = containers.status(&record.id)?;
         let kind = root_kind(saved, last_state(&status));
@@ -140,7 +152,7 @@ impl View {
         let gone = || "cannot enter the container: it is ending".to_owned();
         let pidfd = sys::process::pidfd_open(Pid::from_raw(state.pid)).during(stage, gone)?;
         // The number may be another's by now; what the descriptor means does not change any more.
-        if containers::process_start_ticks(state.pid) != Some(state.pid_start_ticks) {
+        if !is_alive(state) {
             return Err(Failure::plain(stage, gone()));
         }
         let maps = recorded_maps(saved, Some(state));
