@@ -5,15 +5,20 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use nix::sched::CloneFlags;
+use oci_spec::runtime::LinuxNamespaceType;
 
 use super::run_args::{Caller, CreateArgs};
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::{ContainerId, Name};
 use crate::image;
-use crate::plan::request::{Access, EnvSetting, MountKind, MountRequest, SecretTarget, VolumeMount};
-use crate::plan::{self, BuildFacts, HostRoot, NetworkMode, RunRequest};
+use crate::plan::request::{
+    Access, EnvSetting, IpcMode, MountKind, MountRequest, NamespaceMode, SecretTarget, UsernsMode,
+    VolumeMount,
+};
+use crate::plan::{self, BuildFacts, HostRoot, KeepId, NetworkMode, Peers, RunRequest};
 use crate::sandbox::exec;
-use crate::sandbox::idmap::{Facts, choose};
+use crate::sandbox::idmap::{Facts, Wanted, choose, login_name};
 use crate::store::containers::{self, Containers, RECORD_VERSION, Record};
 use crate::store::secrets::Secrets;
 use crate::store::{Store, VolumeMeta};
@@ -58,12 +63,9 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
         Some(name) => name.clone(),
         None => free_name(&containers)?,
     };
-    let maps = choose(&Facts::gather(), None);
+    let idmap_facts = Facts::gather();
+    let maps = choose(&idmap_facts, Wanted::Usual);
     let working_directory = std::env::current_dir()?;
-    let peer = match &request.network.mode {
-        NetworkMode::Container(reference) => Some(peer(&containers, reference)?),
-        _ => None,
-    };
     let facts = BuildFacts {
         id: id.clone(),
         uid_count: maps.uid_count(),
@@ -71,7 +73,8 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
         host_name: nix::unistd::gethostname()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default(),
-        peer,
+        peers: peers(&containers, request)?,
+        keep_id: keep_id(&idmap_facts, &request.security.user)?,
         host_root: matches!(resolved.root, image::RootSource::Host)
             .then(|| HostRoot { working_dir: working_directory.clone() }),
         controllers: match request.limits == plan::request::Limits::default() {
@@ -135,7 +138,67 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
     Ok((record, saved))
 }
 
-/// What a container takes over from the one whose network it joins.
+/// Who the caller is to be inside.
+fn keep_id(facts: &Facts, mode: &UsernsMode) -> Result<Option<KeepId>, CliError> {
+    let UsernsMode::KeepId { uid, gid } = mode else { return Ok(None) };
+    if facts.privileged {
+        return Err(CliError::new("keep-id is only supported in rootless mode").with_exit(Exit::Engine));
+    }
+    let keep = KeepId {
+        uid: uid.unwrap_or(facts.uid),
+        gid: gid.unwrap_or(facts.gid),
+        name: login_name(facts.uid).unwrap_or_else(|| facts.uid.to_string()),
+    };
+    let maps = choose(facts, Wanted::KeepId(keep.uid, keep.gid));
+    if maps.host_uid(keep.uid) != Some(facts.uid) || maps.host_gid(keep.gid) != Some(facts.gid) {
+        let message = format!("--userns keep-id: the container has no id {}:{}", keep.uid, keep.gid);
+        let hint = "its ids go to 65535, or as far as the range in /etc/subuid does: keep-id:uid=1000,gid=1000 chooses others";
+        return Err(CliError::new(message).with_hint(hint).with_exit(Exit::Engine));
+    }
+    Ok(Some(keep))
+}
+
+/// The containers whose namespaces a request joins.
+fn peers(containers: &Containers, request: &RunRequest) -> Result<Peers, CliError> {
+    let find = |reference: &str| peer(containers, reference).map(Some);
+    let of = |mode: &NamespaceMode| match mode {
+        NamespaceMode::Container(reference) => find(reference),
+        _ => Ok(None),
+    };
+    let security = &request.security;
+    Ok(Peers {
+        network: match &request.network.mode {
+            NetworkMode::Container(reference) => find(reference)?,
+            _ => None,
+        },
+        pid: of(&security.pid)?,
+        ipc: match &security.ipc {
+            IpcMode::Container(reference) => Some(shareable_peer(containers, reference)?),
+            _ => None,
+        },
+        uts: of(&security.uts)?,
+        user: match &security.user {
+            UsernsMode::Container(reference) => find(reference)?,
+            _ => None,
+        },
+    })
+}
+
+/// As [`peer`], for one whose IPC is to be joined: it has to be willing.
+fn shareable_peer(containers: &Containers, reference: &str) -> Result<plan::Peer, CliError> {
+    let peer = peer(containers, reference)?;
+    let saved: Saved = containers.plan(&peer.id).map_err(engine_error)?;
+    match saved.request.security.ipc {
+        IpcMode::Private | IpcMode::None => Err(CliError::new(format!(
+            "can't join IPC of container {}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)",
+            peer.id
+        ))
+        .with_exit(Exit::Engine)),
+        IpcMode::Shareable | IpcMode::Host | IpcMode::Container(_) => Ok(peer),
+    }
+}
+
+/// What a container takes over from one that it joins.
 fn peer(containers: &Containers, reference: &str) -> Result<plan::Peer, CliError> {
     let record = containers.find(reference).map_err(engine_error)?;
     let saved: Saved = containers.plan(&record.id).map_err(engine_error)?;
@@ -145,7 +208,16 @@ fn peer(containers: &Containers, reference: &str) -> Result<plan::Peer, CliError
         id: record.id,
         host_name: spec.hostname().clone(),
         domain_name: spec.domainname().clone(),
-        shares_host_network: !own.contains(nix::sched::CloneFlags::CLONE_NEWNET),
+        host_namespaces: [
+            (LinuxNamespaceType::Network, CloneFlags::CLONE_NEWNET),
+            (LinuxNamespaceType::Pid, CloneFlags::CLONE_NEWPID),
+            (LinuxNamespaceType::Ipc, CloneFlags::CLONE_NEWIPC),
+            (LinuxNamespaceType::Uts, CloneFlags::CLONE_NEWUTS),
+        ]
+        .into_iter()
+        .filter(|(_, flag)| !own.contains(*flag))
+        .map(|(kind, _)| kind)
+        .collect(),
     })
 }
 
@@ -307,7 +379,7 @@ pub(super) fn sweep(containers: &Containers) {
     if leftovers.is_empty() {
         return;
     }
-    let maps = choose(&Facts::gather(), None);
+    let maps = choose(&Facts::gather(), Wanted::Usual);
     for path in leftovers {
         let _ = crate::supervisor::remove::tree(&path, &maps);
     }

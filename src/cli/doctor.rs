@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{Context, Exit, Outcome};
-use crate::sandbox::idmap::{Facts, Method, choose};
+use crate::sandbox::idmap::{Facts, Method, Wanted, choose};
 use crate::supervisor::cgroup::Delegation;
 use crate::sys;
 
@@ -141,7 +141,7 @@ fn user_namespaces() -> Finding {
 
 fn id_maps() -> Finding {
     const SUBJECT: &str = "user ids";
-    let maps = choose(&Facts::gather(), None);
+    let maps = choose(&Facts::gather(), Wanted::Usual);
     match &maps.method {
         Method::Helpers { .. } | Method::Direct => {
             ok(SUBJECT, format!("{} in a container", maps.uid_count()))

@@ -85,7 +85,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         Some(Reply::Started { .. }) => {}
         Some(Reply::Failed(failure)) => return Err(failed(&failure)),
         Some(Reply::Refused(what)) => return Err(CliError::new(what)),
-        Some(Reply::Ok | Reply::Exited { .. }) | None => {
+        Some(Reply::Ok | Reply::Exited { .. } | Reply::Namespaces { .. }) | None => {
             return Err(CliError::new("the container ended before the command was started")
                 .with_exit(Exit::Container(137)));
         }

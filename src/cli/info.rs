@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::format::Template;
 use super::{CliError, Context, Exit, Outcome};
-use crate::sandbox::idmap::{Facts, Method, choose};
+use crate::sandbox::idmap::{Facts, Method, Wanted, choose};
 use crate::store::containers::{Containers, Status};
 use crate::store::{Settings, Store, local};
 use crate::supervisor::cgroup::Delegation;
@@ -49,7 +49,7 @@ fn gather(ctx: &Context) -> Result<Value, CliError> {
     let store = Store::open(&ctx.root)?;
     let images = store.catalog()?.images.len();
     let settings = Settings::current();
-    let maps = choose(&Facts::gather(), None);
+    let maps = choose(&Facts::gather(), Wanted::Usual);
     let (ids, reason) = match &maps.method {
         Method::Helpers { .. } => ("subordinate ids, by newuidmap".to_owned(), String::new()),
         Method::Direct => (

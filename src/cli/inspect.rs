@@ -6,6 +6,7 @@ use super::format::render_inspect;
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::Name;
 use crate::plan::request::{Access, CapabilityName, SecretTarget};
+use crate::plan::request::{IpcMode, NamespaceMode, UsernsMode};
 use crate::plan::{NetworkMode, Protocol};
 use crate::store::Store;
 use crate::store::containers::{ContainerError, Containers, ExitRecord, Record, State, Status};
@@ -260,7 +261,7 @@ fn host_config(saved: &Saved, linux: &oci_spec::runtime::Linux) -> Value {
         })
         .collect();
     let words = |names: Vec<String>| if names.is_empty() { Value::Null } else { json!(names) };
-    json!({
+    let mut config = json!({
         "Binds": words(binds),
         "ContainerIDFile": request.cidfile.clone().unwrap_or_default(),
         "LogConfig": { "Type": request.log_driver, "Config": request.log.options },
@@ -304,7 +305,11 @@ fn host_config(saved: &Saved, linux: &oci_spec::runtime::Linux) -> Value {
         "ShmSize": request.storage.shm_size_bytes.unwrap_or(crate::plan::mount::DEFAULT_SHM_SIZE_BYTES),
         "MaskedPaths": linux.masked_paths(),
         "ReadonlyPaths": linux.readonly_paths(),
-    })
+    });
+    if let (Value::Object(config), Value::Object(modes)) = (&mut config, namespace_modes(saved)) {
+        config.extend(modes);
+    }
+    config
 }
 
 fn mounts(saved: &Saved) -> Value {
@@ -365,6 +370,43 @@ pub fn mount_names(saved: &Saved, no_trunc: bool) -> Vec<String> {
             _ => name.to_owned(),
         })
         .collect()
+}
+
+/// Whose namespaces the container is in.
+fn namespace_modes(saved: &Saved) -> Value {
+    let (plan, request) = (&saved.plan, &saved.request);
+    json!({
+        "IpcMode": match (&plan.joins.ipc, &request.security.ipc) {
+            (Some(id), _) | (None, IpcMode::Container(id)) => format!("container:{id}"),
+            (_, IpcMode::Private) => "private".into(),
+            (_, IpcMode::Shareable) => "shareable".into(),
+            (_, IpcMode::None) => "none".into(),
+            (_, IpcMode::Host) => "host".into(),
+        },
+        "PidMode": mode_name(plan.joins.pid.as_ref(), &request.security.pid),
+        "UTSMode": mode_name(plan.joins.uts.as_ref(), &request.security.uts),
+        "CgroupnsMode": match request.security.cgroup {
+            NamespaceMode::Host => "host",
+            _ => "private",
+        },
+        "UsernsMode": match (&plan.joins.user, &request.security.user) {
+            (Some(id), _) | (None, UsernsMode::Container(id)) => format!("container:{id}"),
+            (_, UsernsMode::Usual) => String::new(),
+            (_, UsernsMode::KeepId { .. }) => match &plan.keep_id {
+                Some(keep) => format!("keep-id:uid={},gid={}", keep.uid, keep.gid),
+                None => "keep-id".into(),
+            },
+        },
+    })
+}
+
+/// A namespace as Docker shows it: nothing for the container's own.
+fn mode_name(joined: Option<&String>, mode: &NamespaceMode) -> String {
+    match (joined, mode) {
+        (Some(id), _) | (None, NamespaceMode::Container(id)) => format!("container:{id}"),
+        (_, NamespaceMode::Host) => "host".into(),
+        (_, NamespaceMode::Private) => String::new(),
+    }
 }
 
 /// The network's name as Docker shows it.

@@ -229,7 +229,7 @@ impl Relay<'_> {
             }
             Some(Reply::Exited { code }) => self.end = Some(End::Exited(code)),
             Some(Reply::Failed(failure)) => self.end = Some(End::Failed(failure)),
-            Some(Reply::Ok | Reply::Started { .. } | Reply::Refused(_)) => {}
+            Some(Reply::Ok | Reply::Started { .. } | Reply::Namespaces { .. } | Reply::Refused(_)) => {}
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use super::run::lock;
 use super::stop::stop;
 use super::{CliError, Context, Exit, Outcome, each};
-use crate::sandbox::idmap::{Facts, choose};
+use crate::sandbox::idmap::{Facts, Wanted, choose};
 use crate::store::containers::{ContainerError, Containers, Record};
 use crate::supervisor::remove;
 
@@ -71,7 +71,7 @@ pub fn remove_container(
             };
             containers.tell(record, "destroy", &[]);
             remove::stale_socket(&record.id);
-            let maps = choose(&Facts::gather(), None);
+            let maps = choose(&Facts::gather(), Wanted::Usual);
             remove::tree(&grave, &maps).map_err(|error| {
                 CliError::new(format!(
                     "container {} is removed, but not all its files: {error}",
@@ -94,6 +94,6 @@ pub fn remove_container(
 /// # Errors
 /// When the store cannot be read.
 pub fn remove_anonymous(ctx: &Context, record: &Record) -> Result<(), CliError> {
-    remove::anonymous_volumes(&ctx.root, record, &choose(&Facts::gather(), None))?;
+    remove::anonymous_volumes(&ctx.root, record, &choose(&Facts::gather(), Wanted::Usual))?;
     Ok(())
 }

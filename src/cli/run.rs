@@ -8,6 +8,7 @@ use super::run_args::{Caller, RunArgs};
 use super::{CliError, Context, Exit, Outcome};
 use crate::plan::WriteMode;
 use crate::plan::request::{StdioRequest, Stream};
+use crate::sandbox::idmap::{Facts, Wanted, choose};
 use crate::sandbox::{Failure, Stage};
 use crate::store::containers::{ContainerError, Containers, LOCK_ATTEMPTS, LOCK_WAIT, Lock, Record};
 use crate::supervisor::client::Client;
@@ -151,7 +152,9 @@ pub fn start(
                 }
                 return Err(failed(&failure));
             }
-            Some(Reply::Ok | Reply::Exited { .. } | Reply::Refused(_)) | None => break,
+            Some(Reply::Ok | Reply::Exited { .. } | Reply::Namespaces { .. } | Reply::Refused(_)) | None => {
+                break;
+            }
         }
     }
     Err(CliError::new("the container's supervisor ended before the container ran").with_exit(Exit::Engine))
@@ -183,7 +186,7 @@ pub fn discard(containers: &Containers, record: &Record) {
     if let Ok(lock) = lock(containers, record)
         && let Ok(grave) = containers.unlink(record, &lock)
     {
-        let maps = crate::sandbox::idmap::choose(&crate::sandbox::idmap::Facts::gather(), None);
+        let maps = choose(&Facts::gather(), Wanted::Usual); // whichever it had: its files are within these
         let _ = supervisor::remove::tree(&grave, &maps); // a left-over is swept by a later command
     }
 }

@@ -56,7 +56,7 @@ pub fn stop(
     loop {
         match client.receive()? {
             Some(Reply::Exited { .. } | Reply::Failed(_)) | None => return Ok(()),
-            Some(Reply::Ok | Reply::Started { .. } | Reply::Refused(_)) => {}
+            Some(Reply::Ok | Reply::Started { .. } | Reply::Namespaces { .. } | Reply::Refused(_)) => {}
         }
     }
 }

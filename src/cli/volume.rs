@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::format::{Table, human_size_exact, render_inspect};
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::{ContainerId, Name};
-use crate::sandbox::idmap::{Facts, choose};
+use crate::sandbox::idmap::{Facts, Wanted, choose};
 use crate::store::containers::Containers;
 use crate::store::volumes::{Volume, VolumeMeta};
 use crate::store::{Store, StoreError};
@@ -311,7 +311,7 @@ fn remove_each(ctx: &Context, args: &RemoveArgs) -> Outcome {
 }
 
 fn remove_one(store: &Store, name: &Name) -> Result<(), StoreError> {
-    let maps = choose(&Facts::gather(), None);
+    let maps = choose(&Facts::gather(), Wanted::Usual);
     store.remove_volume(name, || users(store, name), |path| remove::tree(path, &maps))
 }
 

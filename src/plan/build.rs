@@ -12,8 +12,8 @@ use super::port::{self, PortError};
 use super::request::{IpcMode, Limits, NamespaceMode, RunRequest, SecurityRequest, Unmask};
 use super::signal::{self, InvalidSignal};
 use super::{
-    ContainerPlan, HostPort, Labels, NetworkMode, NetworkPlan, Protocol, PublishedPort, SeccompPlan,
-    capability, mount, process,
+    ContainerPlan, HostPort, Joins, KeepId, Labels, NetworkMode, NetworkPlan, Protocol, PublishedPort,
+    SeccompPlan, capability, mount, process,
 };
 use crate::id::ContainerId;
 
@@ -58,8 +58,10 @@ pub struct BuildFacts {
     pub gid_count: u32,
     /// The machine's host name, for `--network host` and `--uts host`.
     pub host_name: String,
-    /// The container whose network is joined, for `--network container:`.
-    pub peer: Option<Peer>,
+    /// The containers whose namespaces are joined.
+    pub peers: Peers,
+    /// Who the caller is inside, for `--userns keep-id`.
+    pub keep_id: Option<KeepId>,
     /// Set when the root is the machine's own (`host:/`).
     pub host_root: Option<HostRoot>,
     /// The controllers by which limits hold (`memory`, `pids`); none without a delegated control group.
@@ -71,7 +73,22 @@ pub struct BuildFacts {
     pub extra_masked_paths: Vec<String>,
 }
 
-/// What a container takes over from the one whose network it joins.
+/// The other containers that a request names, by what is joined.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peers {
+    /// `--network container:`.
+    pub network: Option<Peer>,
+    /// `--pid container:`.
+    pub pid: Option<Peer>,
+    /// `--ipc container:`.
+    pub ipc: Option<Peer>,
+    /// `--uts container:`.
+    pub uts: Option<Peer>,
+    /// `--userns container:`.
+    pub user: Option<Peer>,
+}
+
+/// What a container takes over from one that it joins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Its id.
@@ -80,8 +97,55 @@ pub struct Peer {
     pub host_name: Option<String>,
     /// Its NIS domain name.
     pub domain_name: Option<String>,
-    /// Whether its network is the machine's own.
-    pub shares_host_network: bool,
+    /// The namespaces that it does not have to itself, nor from a third container: the machine's.
+    pub host_namespaces: Vec<LinuxNamespaceType>,
+}
+
+impl Peer {
+    fn shares_host(&self, kind: LinuxNamespaceType) -> bool {
+        self.host_namespaces.contains(&kind)
+    }
+}
+
+/// Whether a namespace is the machine's: by the request, or because that of the joined container is.
+fn is_hosts(mode: &NamespaceMode, peer: Option<&Peer>, kind: LinuxNamespaceType) -> bool {
+    match mode {
+        NamespaceMode::Private => false,
+        NamespaceMode::Host => true,
+        NamespaceMode::Container(_) => peer.is_some_and(|peer| peer.shares_host(kind)),
+    }
+}
+
+/// Whether the container has the machine's process ids.
+pub(super) fn uses_host_pids(request: &RunRequest, facts: &BuildFacts) -> bool {
+    is_hosts(&request.security.pid, facts.peers.pid.as_ref(), LinuxNamespaceType::Pid)
+}
+
+/// Whether the container has the machine's IPC.
+pub(super) fn uses_host_ipc(request: &RunRequest, facts: &BuildFacts) -> bool {
+    match &request.security.ipc {
+        IpcMode::Private | IpcMode::Shareable | IpcMode::None => false,
+        IpcMode::Host => true,
+        IpcMode::Container(_) => {
+            facts.peers.ipc.as_ref().is_some_and(|peer| peer.shares_host(LinuxNamespaceType::Ipc))
+        }
+    }
+}
+
+fn uses_host_uts(request: &RunRequest, facts: &BuildFacts) -> bool {
+    is_hosts(&request.security.uts, facts.peers.uts.as_ref(), LinuxNamespaceType::Uts)
+}
+
+/// By their ids, as in Docker: a name may come to be another container's.
+fn joins(request: &RunRequest, facts: &BuildFacts) -> Joins {
+    let id =
+        |peer: &Option<Peer>, hosts: bool| peer.as_ref().filter(|_| !hosts).map(|peer| peer.id.to_string());
+    Joins {
+        user: id(&facts.peers.user, false),
+        pid: id(&facts.peers.pid, uses_host_pids(request, facts)),
+        ipc: id(&facts.peers.ipc, uses_host_ipc(request, facts)),
+        uts: id(&facts.peers.uts, uses_host_uts(request, facts)),
+    }
 }
 
 /// What is special about `host:/`.
@@ -171,8 +235,10 @@ pub fn build(
 
     Ok(ContainerPlan {
         spec,
-        user: user(request, config)?,
+        user: user(request, config, facts)?,
         group_add: request.process.group_add.clone(),
+        joins: joins(request, facts),
+        keep_id: facts.keep_id.clone(),
         write_mode: request.storage.write_mode,
         quota: request.storage.quota,
         network,
@@ -195,21 +261,31 @@ fn hostname(request: &RunRequest, facts: &BuildFacts) -> String {
     if let Some(name) = &request.network.hostname {
         return name.clone();
     }
+    if let Some(peer) = facts.peers.uts.as_ref().filter(|_| !uses_host_uts(request, facts)) {
+        return joined_name(peer, facts);
+    }
     match &request.network.mode {
-        _ if request.security.uts == NamespaceMode::Host => facts.host_name.clone(),
+        _ if uses_host_uts(request, facts) => facts.host_name.clone(),
         NetworkMode::Host => facts.host_name.clone(),
         NetworkMode::Container(_) => facts
-            .peer
+            .peers
+            .network
             .as_ref()
-            .and_then(|peer| peer.host_name.clone())
-            .unwrap_or_else(|| facts.id.short().to_owned()),
+            .map_or_else(|| facts.id.short().to_owned(), |peer| joined_name(peer, facts)),
         NetworkMode::None | NetworkMode::Bridge => facts.id.short().to_owned(),
     }
 }
 
+fn joined_name(peer: &Peer, facts: &BuildFacts) -> String {
+    peer.host_name.clone().unwrap_or_else(|| facts.id.short().to_owned())
+}
+
 fn domain_name(request: &RunRequest, facts: &BuildFacts) -> Option<String> {
+    if request.security.uts != NamespaceMode::Private {
+        return None; // it is not the container's to set
+    }
     match &request.network.mode {
-        NetworkMode::Container(_) => facts.peer.as_ref().and_then(|peer| peer.domain_name.clone()),
+        NetworkMode::Container(_) => facts.peers.network.as_ref().and_then(|peer| peer.domain_name.clone()),
         _ => None,
     }
     .or_else(|| request.network.domainname.clone())
@@ -271,8 +347,11 @@ fn working_dir(request: &RunRequest, config: &Config, facts: &BuildFacts) -> Res
         .unwrap_or_else(|| "/".into()))
 }
 
-fn user(request: &RunRequest, config: &Config) -> Result<String, PlanError> {
-    let user = request.process.user.clone().or_else(|| config.user().clone()).unwrap_or_default();
+fn user(request: &RunRequest, config: &Config, facts: &BuildFacts) -> Result<String, PlanError> {
+    // As in podman: who keeps their ids means to be themselves, whatever the image's USER.
+    let kept = facts.keep_id.as_ref().map(|keep| format!("{}:{}", keep.uid, keep.gid));
+    let asked = request.process.user.clone();
+    let user = asked.or(kept).or_else(|| config.user().clone()).unwrap_or_default();
     without_nul("user", &user)?;
     Ok(user)
 }
@@ -308,7 +387,7 @@ fn network(request: &RunRequest, config: &Config, facts: &BuildFacts) -> Result<
             publish.extend(random_ports(&expose, &asked.publish));
         }
     }
-    let mode = match (&asked.mode, &facts.peer) {
+    let mode = match (&asked.mode, &facts.peers.network) {
         // By its id, as in Docker: the name may come to be another container's.
         (NetworkMode::Container(_), Some(peer)) => NetworkMode::Container(peer.id.to_string()),
         (mode, _) => mode.clone(),
@@ -390,23 +469,24 @@ pub(super) fn uses_host_network(request: &RunRequest, facts: &BuildFacts) -> boo
     match &request.network.mode {
         NetworkMode::None | NetworkMode::Bridge => false,
         NetworkMode::Host => true,
-        NetworkMode::Container(_) => facts.peer.as_ref().is_some_and(|peer| peer.shares_host_network),
+        NetworkMode::Container(_) => {
+            facts.peers.network.as_ref().is_some_and(|peer| peer.shares_host(LinuxNamespaceType::Network))
+        }
     }
 }
 
 /// The namespaces that are not the machine's: made for the container, or joined. The user namespace is
 /// always one: that is what rootless means.
 fn namespaces(request: &RunRequest, facts: &BuildFacts) -> Vec<LinuxNamespace> {
-    let security = &request.security;
     let private_network = !uses_host_network(request, facts);
     [
         (LinuxNamespaceType::User, true),
         (LinuxNamespaceType::Mount, true),
-        (LinuxNamespaceType::Pid, security.pid == NamespaceMode::Private),
+        (LinuxNamespaceType::Pid, !uses_host_pids(request, facts)),
         (LinuxNamespaceType::Network, private_network),
-        (LinuxNamespaceType::Ipc, security.ipc != IpcMode::Host),
-        (LinuxNamespaceType::Uts, security.uts == NamespaceMode::Private),
-        (LinuxNamespaceType::Cgroup, security.cgroup == NamespaceMode::Private),
+        (LinuxNamespaceType::Ipc, !uses_host_ipc(request, facts)),
+        (LinuxNamespaceType::Uts, !uses_host_uts(request, facts)),
+        (LinuxNamespaceType::Cgroup, request.security.cgroup == NamespaceMode::Private),
     ]
     .into_iter()
     .filter(|(_, wanted)| *wanted)
@@ -432,7 +512,7 @@ fn sysctls(request: &RunRequest, facts: &BuildFacts) -> Result<HashMap<String, S
         let namespace = if name.starts_with("net.") {
             uses_host_network(request, facts).then_some("network")
         } else {
-            (request.security.ipc == IpcMode::Host).then_some("IPC")
+            uses_host_ipc(request, facts).then_some("IPC")
         };
         if let Some(namespace) = namespace {
             return Err(PlanError::SysctlOfHost { name: name.clone(), namespace });

@@ -28,7 +28,7 @@ pub mod seccomp;
 pub mod signal;
 pub mod user;
 
-pub use build::{BuildFacts, HostRoot, Peer, PlanError, build};
+pub use build::{BuildFacts, HostRoot, Peer, Peers, PlanError, build};
 pub use request::RunRequest;
 
 /// Everything the supervisor and the sandbox need; saved as `spec.json` and read back by `start`.
@@ -43,6 +43,12 @@ pub struct ContainerPlan {
     pub user: String,
     /// Groups added with `--group-add`, names or numbers.
     pub group_add: Vec<String>,
+    /// The namespaces of other containers that are joined, besides the network.
+    #[serde(default, skip_serializing_if = "Joins::is_none")]
+    pub joins: Joins,
+    /// The caller's own ids inside, with `--userns keep-id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_id: Option<KeepId>,
     /// How the writable layer is made.
     pub write_mode: WriteMode,
     /// How much the writable layer may take up.
@@ -74,6 +80,53 @@ pub struct ContainerPlan {
     /// Lines for the user at creation (`WARNING: ...` without the prefix); they are not saved.
     #[serde(skip)]
     pub warnings: Vec<String>,
+}
+
+impl ContainerPlan {
+    /// Whether the command keeps the caller's supplementary groups (`--group-add keep-groups`).
+    #[must_use]
+    pub fn keeps_groups(&self) -> bool {
+        self.group_add.iter().any(|group| group == KEEP_GROUPS)
+    }
+}
+
+/// What `--group-add` says instead of a group.
+pub const KEEP_GROUPS: &str = "keep-groups";
+
+/// Ids of the containers whose namespaces one joins.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joins {
+    /// The user namespace alone (`--userns container:`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The pid namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<String>,
+    /// The IPC namespace, and /dev/shm with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipc: Option<String>,
+    /// The UTS namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uts: Option<String>,
+}
+
+impl Joins {
+    /// Whether nothing is joined.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Who the caller is inside a container that keeps its ids.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepId {
+    /// User id inside.
+    pub uid: u32,
+    /// Group id inside.
+    pub gid: u32,
+    /// The login name, for an entry in the container's /etc/passwd.
+    pub name: String,
 }
 
 /// A path of the host that a bind mount starts from.

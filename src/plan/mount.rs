@@ -13,9 +13,9 @@ use std::path::{Component, Path, PathBuf};
 use oci_spec::runtime::Mount;
 use sha2::{Digest as _, Sha256};
 
-use super::build::{BuildFacts, PlanError, uses_host_network};
+use super::build::{BuildFacts, PlanError, uses_host_ipc, uses_host_network, uses_host_pids};
 use super::request::{
-    Access, BindMount, IpcMode, MountKind, MountRequest, NamespaceMode, Propagation, RunRequest, VolumeMount,
+    Access, BindMount, IpcMode, MountKind, MountRequest, Propagation, RunRequest, VolumeMount,
 };
 use super::{BindSource, VolumePlan};
 
@@ -192,7 +192,7 @@ fn default_mounts(request: &RunRequest, facts: &BuildFacts) -> Vec<Mount> {
         devpts.push(format!("gid={TTY_GROUP}"));
     }
     let mut mounts = vec![
-        if security.pid == NamespaceMode::Host {
+        if uses_host_pids(request, facts) {
             // A fresh proc shows the pid namespace of whoever mounts it, and needs to own it.
             host_bind("/proc", &["nosuid", "noexec", "nodev"])
         } else {
@@ -209,14 +209,15 @@ fn default_mounts(request: &RunRequest, facts: &BuildFacts) -> Vec<Mount> {
         },
         kernel_mount("/sys/fs/cgroup", "cgroup", "cgroup", &[read_only, "nosuid", "noexec", "nodev"]),
     ];
-    if security.ipc == IpcMode::Host {
+    if uses_host_ipc(request, facts) {
         // No /dev/mqueue: the host may have none to bind, a fresh one needs to own the namespace, and
         // the queues themselves work without it (mq_overview(7)).
         mounts.push(host_bind("/dev/shm", &["nosuid", "noexec", "nodev"]));
         return mounts;
     }
     mounts.push(kernel_mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]));
-    if security.ipc != IpcMode::None {
+    // That of another container is bound when the container starts.
+    if matches!(security.ipc, IpcMode::Private | IpcMode::Shareable) {
         let size = request.storage.shm_size_bytes.unwrap_or(DEFAULT_SHM_SIZE_BYTES);
         let mut shm = options(&["nosuid", "noexec", "nodev", "mode=1777"]);
         shm.push(format!("size={size}"));

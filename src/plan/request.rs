@@ -419,6 +419,9 @@ pub struct SecurityRequest {
     pub uts: NamespaceMode,
     /// `--cgroupns`.
     pub cgroup: NamespaceMode,
+    /// `--userns`.
+    #[serde(default)]
+    pub user: UsernsMode,
 }
 
 /// Which masked and read-only paths stay open.
@@ -435,7 +438,7 @@ pub enum Unmask {
 }
 
 /// Whose namespace the container runs in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NamespaceMode {
     /// A new one.
@@ -443,10 +446,30 @@ pub enum NamespaceMode {
     Private,
     /// The host's.
     Host,
+    /// That of another container, by name or id.
+    Container(String),
+}
+
+/// Which user ids the container has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UsernsMode {
+    /// The user's usual map: its root is the user.
+    #[default]
+    Usual,
+    /// The user has the same ids inside as outside, or these, and the command runs as that.
+    KeepId {
+        /// The user's id inside.
+        uid: Option<u32>,
+        /// The group's.
+        gid: Option<u32>,
+    },
+    /// Those of another container, by name or id.
+    Container(String),
 }
 
 /// Whose System V IPC, message queues and /dev/shm the container has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IpcMode {
     /// Its own.
@@ -458,6 +481,8 @@ pub enum IpcMode {
     None,
     /// The host's.
     Host,
+    /// That of another container, which must be shareable.
+    Container(String),
 }
 
 /// Limits. Zero and absence both mean none, as in Docker.

@@ -14,11 +14,12 @@ use oci_spec::runtime::Process;
 
 use super::rootfs::Root;
 use super::{Context as _, Failure, Stage, Staged};
+use crate::plan::KEEP_GROUPS;
 use crate::plan::user::{ResolvedUser, resolve};
 use crate::sys;
 
 /// More of /etc/passwd or /etc/group than this is not read: an image may make them as large as it likes.
-const MAX_ACCOUNTS_BYTES: u64 = 4 << 20;
+pub(super) const MAX_ACCOUNTS_BYTES: u64 = 4 << 20;
 
 /// Finds the user's ids in the container's own account files.
 ///
@@ -27,6 +28,8 @@ const MAX_ACCOUNTS_BYTES: u64 = 4 << 20;
 pub fn resolve_user(root: &Root, user: &str, group_add: &[String]) -> Staged<ResolvedUser> {
     // A file that cannot be read is as good as an empty one: numbers work, names do not.
     let read = |path: &str| root.read(Path::new(path), MAX_ACCOUNTS_BYTES).unwrap_or_default();
+    // The caller's groups are there already, and not the image's to name.
+    let group_add = if group_add.iter().any(|group| group == KEEP_GROUPS) { &[] } else { group_add };
     resolve(user, &read("/etc/passwd"), &read("/etc/group"), group_add)
         .map_err(|error| Failure::plain(Stage::Credentials, error.to_string()))
 }

@@ -3,12 +3,13 @@
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{OFlag, open};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid, setsid};
 use oci_spec::runtime::Process;
 
+use super::namespaces::Namespaces;
 use super::rootfs::Root;
 use super::{Context as _, Failure, Stage, Staged, Stdio, command, credentials, devices, init};
 use crate::sys;
@@ -17,10 +18,8 @@ use crate::sys::process::Fork;
 /// What enters, and where.
 #[derive(Debug)]
 pub struct Join<'a> {
-    /// The container's pid 1.
-    pub pidfd: BorrowedFd<'a>,
-    /// Namespaces that the container shares with the machine are not entered.
-    pub namespaces: CloneFlags,
+    /// The container's namespaces; those that it shares with the machine are not among them.
+    pub namespaces: &'a Namespaces,
     /// The process to run.
     pub process: &'a Process,
     /// Its user, as asked for.
@@ -68,16 +67,15 @@ pub fn run(join: &Join<'_>) -> ! {
 }
 
 fn enter(join: &Join<'_>) -> Staged<()> {
-    let mut keep = vec![join.pidfd.as_raw_fd(), join.keeper.as_raw_fd(), join.stub.as_raw_fd()];
+    let mut keep = join.namespaces.numbers();
+    keep.extend([join.keeper.as_raw_fd(), join.stub.as_raw_fd()]);
     keep.extend(join.client.as_ref().map(std::os::fd::AsRawFd::as_raw_fd));
     if let Stdio::Pipes(pipes) = &join.stdio {
         keep.extend(pipes.iter().map(std::os::fd::AsRawFd::as_raw_fd));
     }
     sys::process::set_name(c"hostel-exec");
     sys::fd::close_all_except(&keep);
-    setns(join.pidfd, join.namespaces)
-        .during(Stage::Namespaces, || "cannot enter the container".into())
-        .map_err(|failure| failure.hint("it may have ended just now"))
+    join.namespaces.enter(CloneFlags::all()).during(Stage::Namespaces, || "cannot enter the container".into())
 }
 
 fn start(join: &Join<'_>) -> Staged<std::convert::Infallible> {

@@ -52,7 +52,21 @@ pub enum Method {
 }
 
 impl IdMaps {
-    /// How many user ids the container has, counted from 0.
+    /// Whether the container's root is the user, as usual: what the user owns is root's inside.
+    #[must_use]
+    pub fn root_is(&self, uid: u32, gid: u32) -> bool {
+        self.host_uid(0) == Some(uid) && self.host_gid(0) == Some(gid)
+    }
+
+    /// The user's ids inside, where others are root's: what the user has on the machine is reached as this.
+    #[must_use]
+    pub fn kept(&self) -> Option<(u32, u32)> {
+        let (uid, gid) = (Uid::effective().as_raw(), Gid::effective().as_raw());
+        let kept = self.inside_uid(uid).zip(self.inside_gid(gid))?;
+        (!self.is_single() && !self.root_is(uid, gid)).then_some(kept)
+    }
+
+    /// How many user ids the container has, counted from 0 without a gap.
     #[must_use]
     pub fn uid_count(&self) -> u32 {
         count(&self.uids)
@@ -82,6 +96,18 @@ impl IdMaps {
         translate(&self.gids, inside)
     }
 
+    /// The container's id for one on the machine.
+    #[must_use]
+    pub fn inside_uid(&self, host: u32) -> Option<u32> {
+        translate(&turned(&self.uids), host)
+    }
+
+    /// As [`Self::inside_uid`], for groups.
+    #[must_use]
+    pub fn inside_gid(&self, host: u32) -> Option<u32> {
+        translate(&turned(&self.gids), host)
+    }
+
     /// The first user id that is mapped: what the container's set-up runs as.
     #[must_use]
     pub fn first_uid(&self) -> u32 {
@@ -96,7 +122,7 @@ impl IdMaps {
 }
 
 fn count(map: &[Extent]) -> u32 {
-    map.iter().map(|extent| extent.0.saturating_add(extent.2)).max().unwrap_or(0)
+    map.iter().fold(0, |end, (first, _, count)| if *first == end { end.saturating_add(*count) } else { end })
 }
 
 fn translate(map: &[Extent], inside: u32) -> Option<u32> {
@@ -104,6 +130,10 @@ fn translate(map: &[Extent], inside: u32) -> Option<u32> {
         let offset = inside.checked_sub(*first).filter(|offset| offset < count)?;
         host.checked_add(offset)
     })
+}
+
+fn turned(map: &[Extent]) -> Vec<Extent> {
+    map.iter().map(|(inside, host, count)| (*host, *inside, *count)).collect()
 }
 
 /// What decides about the maps; gathered by [`Facts::gather`], so that the decision is testable.
@@ -152,12 +182,44 @@ impl Facts {
     }
 }
 
-/// Decides the maps. `only_id` is the user asked for by number: with one single id it becomes that
-/// one, so that an image whose USER is not root still runs.
+/// What is asked of the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The user is the container's root.
+    Usual,
+    /// As [`Self::Usual`]; but where there is one id only, it is this user's and group's, so that an image
+    /// whose USER is not root still runs.
+    Only(u32, u32),
+    /// The user has these ids inside (`--userns keep-id`).
+    KeepId(u32, u32),
+}
+
+impl Wanted {
+    /// What a plan asks for.
+    #[must_use]
+    pub fn of(plan: &crate::plan::ContainerPlan) -> Self {
+        match &plan.keep_id {
+            Some(keep) => Self::KeepId(keep.uid, keep.gid),
+            None => numeric_user(&plan.user).map_or(Self::Usual, |(uid, gid)| Self::Only(uid, gid)),
+        }
+    }
+}
+
+/// `-u 1000` or `-u 1000:1000`.
+fn numeric_user(user: &str) -> Option<(u32, u32)> {
+    let (uid, gid) = user.split_once(':').unwrap_or((user, ""));
+    let uid = uid.parse().ok()?;
+    Some((uid, if gid.is_empty() { 0 } else { gid.parse().ok()? }))
+}
+
+/// Decides the maps.
 #[must_use]
-pub fn choose(facts: &Facts, only_id: Option<(u32, u32)>) -> IdMaps {
+pub fn choose(facts: &Facts, wanted: Wanted) -> IdMaps {
     let single = |reason: &str| {
-        let (uid, gid) = only_id.unwrap_or((0, 0));
+        let (uid, gid) = match wanted {
+            Wanted::Usual => (0, 0),
+            Wanted::Only(uid, gid) | Wanted::KeepId(uid, gid) => (uid, gid),
+        };
         IdMaps {
             uids: vec![(uid, facts.uid, 1)],
             gids: vec![(gid, facts.gid, 1)],
@@ -175,11 +237,13 @@ pub fn choose(facts: &Facts, only_id: Option<(u32, u32)>) -> IdMaps {
     let range = |text: &str| subordinate_range(text, facts.user.as_deref(), facts.uid);
     match (range(&facts.subuid), range(&facts.subgid), &facts.helpers) {
         (Some(uids), Some(gids), Some((newuidmap, newgidmap))) => {
-            let map =
-                |own: u32, (first, count): (u32, u32)| vec![(0, own, 1), (1, first, count.min(MAX_IDS - 1))];
+            let (inside_uid, inside_gid) = match wanted {
+                Wanted::KeepId(uid, gid) => (uid, gid),
+                Wanted::Usual | Wanted::Only(..) => (0, 0),
+            };
             IdMaps {
-                uids: map(facts.uid, uids),
-                gids: map(facts.gid, gids),
+                uids: around(inside_uid, facts.uid, uids),
+                gids: around(inside_gid, facts.gid, gids),
                 method: Method::Helpers { newuidmap: newuidmap.clone(), newgidmap: newgidmap.clone() },
             }
         }
@@ -188,6 +252,22 @@ pub fn choose(facts: &Facts, only_id: Option<(u32, u32)>) -> IdMaps {
         }
         _ => single("this account has no range in /etc/subuid and /etc/subgid"),
     }
+}
+
+/// One own id at `inside`, and a subordinate range below and above it. An id beyond the range's end has none
+/// above, and a gap below.
+fn around(inside: u32, own: u32, (first, count): (u32, u32)) -> Vec<Extent> {
+    let count = count.min(MAX_IDS - 1);
+    let below = inside.min(count);
+    let mut map = Vec::new();
+    if below > 0 {
+        map.push((0, first, below));
+    }
+    map.push((inside, own, 1));
+    if count > below {
+        map.push((inside + 1, first + below, count - below));
+    }
+    map
 }
 
 /// The first range of a user in the text of /etc/subuid: `name-or-uid:first:count` (subuid(5)).
@@ -348,7 +428,7 @@ mod tests {
 
     #[test]
     fn a_range_is_used_with_the_callers_own_id_as_root() {
-        let maps = choose(&facts(), None);
+        let maps = choose(&facts(), Wanted::Usual);
         assert_eq!(maps.uids, [(0, 1000, 1), (1, 165_536, 65_535)]);
         assert_eq!(maps.gids, [(0, 1001, 1), (1, 200_000, 1000)]);
         assert_eq!((maps.uid_count(), maps.gid_count()), (65_536, 1001));
@@ -357,11 +437,28 @@ mod tests {
     }
 
     #[test]
+    fn the_callers_ids_are_kept_inside() {
+        let table = [
+            ((1000, 1001), vec![(0, 165_536, 1000), (1000, 1000, 1), (1001, 166_536, 64_535)], 65_536),
+            ((0, 0), vec![(0, 1000, 1), (1, 165_536, 65_535)], 65_536),
+            ((65_535, 0), vec![(0, 165_536, 65_535), (65_535, 1000, 1)], 65_536),
+            ((1_234_567, 0), vec![(0, 165_536, 65_535), (1_234_567, 1000, 1)], 65_535),
+        ];
+        for ((uid, gid), uids, count) in table {
+            let maps = choose(&facts(), Wanted::KeepId(uid, gid));
+            assert_eq!((&maps.uids, maps.uid_count()), (&uids, count), "{uid}");
+            assert_eq!(maps.host_gid(gid), Some(1001));
+            assert_eq!(maps.root_is(1000, 1001), (uid, gid) == (0, 0));
+        }
+    }
+
+    #[test]
     fn without_range_or_helpers_there_is_one_id() {
         for (spoil, asked, expected) in [
-            ((|facts: &mut Facts| facts.subuid.clear()) as fn(&mut Facts), None, (0, 1000, 1)),
-            (|facts| facts.helpers = None, Some((33, 33)), (33, 1000, 1)),
-            (|facts| facts.subgid = "ann:x:y".into(), None, (0, 1000, 1)),
+            ((|facts: &mut Facts| facts.subuid.clear()) as fn(&mut Facts), Wanted::Usual, (0, 1000, 1)),
+            (|facts| facts.helpers = None, Wanted::Only(33, 33), (33, 1000, 1)),
+            (|facts| facts.helpers = None, Wanted::KeepId(1000, 7), (1000, 1000, 1)),
+            (|facts| facts.subgid = "ann:x:y".into(), Wanted::Usual, (0, 1000, 1)),
         ] {
             let mut facts = facts();
             spoil(&mut facts);
@@ -373,7 +470,7 @@ mod tests {
 
     #[test]
     fn root_maps_what_its_own_namespace_has() {
-        let maps = choose(&Facts { privileged: true, uid: 0, own_ids: 10, ..facts() }, None);
+        let maps = choose(&Facts { privileged: true, uid: 0, own_ids: 10, ..facts() }, Wanted::Usual);
         assert_eq!((maps.uids, maps.method), (vec![(0, 0, 10)], Method::Direct));
     }
 }

@@ -17,11 +17,12 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, fchdir, pivot_root, setgroups, sethostname, setresgid, setresuid, setsid};
 
-use super::rootfs::Root;
+use super::namespaces::Namespaces;
+use super::rootfs::{Root, Target, as_kept};
 use super::{
     Context as _, Failure, Stage, Staged, Stdio, chain, command, copyup, credentials, devices, mounts,
 };
-use crate::plan::{ContainerPlan, NetworkMode};
+use crate::plan::{ContainerPlan, KeepId, NetworkMode};
 use crate::sys;
 
 /// Tags of the messages to the server.
@@ -32,8 +33,8 @@ pub mod message {
     pub const TUN: u8 = b'T';
     /// With the terminal's master.
     pub const TERMINAL: u8 = b'M';
-    /// To the keeper: with one of the container's namespaces.
-    pub const NAMESPACE: u8 = b'N';
+    /// To the keeper: with the container's namespaces, whose kinds follow in four bytes each.
+    pub const NAMESPACES: u8 = b'N';
 }
 
 /// How the root filesystem is put together.
@@ -72,8 +73,12 @@ pub struct Enter<'a> {
     pub volatile: bool,
     /// User and group that set-up runs as: 0, or the one id that is mapped.
     pub ids: (u32, u32),
+    /// The user's ids inside, where that is not root.
+    pub kept: Option<(u32, u32)>,
     /// Whether setgroups(2) is allowed in the namespace.
     pub may_set_groups: bool,
+    /// A mount of /dev/shm that another container shares.
+    pub shared_memory: Option<OwnedFd>,
     /// The link to make, for the userspace network.
     pub link: Option<&'a net::link::LinkConfig>,
     /// Whether it is in a control group of its own, where a namespace of it is to begin.
@@ -109,6 +114,7 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     if let Stdio::Pipes(pipes) = &enter.stdio {
         keep.extend(pipes.iter().map(std::os::fd::AsRawFd::as_raw_fd));
     }
+    keep.extend(enter.shared_memory.as_ref().map(std::os::fd::AsRawFd::as_raw_fd));
     sys::fd::close_all_except(&keep);
     network(enter)?;
     oom_score(plan)?;
@@ -117,7 +123,7 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
             .during(Stage::Namespaces, || "cannot make a control group namespace".into())?;
     }
-    hand_over_namespaces(keeper.as_fd())?;
+    hand_over_namespaces(plan, keeper.as_fd())?;
     sys::process::set_dumpable(false)
         .during(Stage::Namespaces, || "cannot hide from other processes".into())?;
     become_set_up_user(enter)?;
@@ -133,18 +139,23 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
         root_kind: enter.root_kind,
         volatile: enter.volatile,
         ids: enter.ids,
+        kept: enter.kept,
         server: server.as_fd(),
     })?;
     if let Some(process) = plan.spec.process() {
         command::prefetch(&root, process);
     }
     for (place, volume) in &enter.fill {
-        copyup::copy(&root, place, volume)?;
+        root.as_kept(|| copyup::copy(&root, place, volume))?;
     }
     for entry in plan.spec.mounts().iter().flatten() {
         mounts::apply(&root, entry)?;
     }
+    shared_memory(enter, &root)?;
     etc_files(enter, &root)?;
+    if let Some(keep) = &plan.keep_id {
+        accounts(enter, &root, keep)?;
+    }
     sysctls(plan, &root, enter.ids.1)?;
     let user = command::resolve_user(&root, &plan.user, &plan.group_add)?;
     let terminal = match &enter.stdio {
@@ -209,18 +220,11 @@ fn network(enter: &Enter<'_>) -> Staged<()> {
     }
 }
 
-/// The keeper holds mount and network namespace open, so that the end of pid 1 does not wait until
-/// everything in them is torn down.
-fn hand_over_namespaces(keeper: BorrowedFd<'_>) -> Staged<()> {
+/// The keeper holds the namespaces open from here on.
+fn hand_over_namespaces(plan: &ContainerPlan, keeper: BorrowedFd<'_>) -> Staged<()> {
     let what = || "cannot hand over the namespaces".to_owned();
-    let namespaces = ["/proc/self/ns/mnt", "/proc/self/ns/net"]
-        .map(|path| open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()));
-    for namespace in namespaces {
-        let namespace = namespace.during(Stage::Namespaces, what)?;
-        sys::fd::send_with_fds(keeper, &[message::NAMESPACE], &[namespace.as_fd()])
-            .during(Stage::Namespaces, what)?;
-    }
-    Ok(())
+    let namespaces = Namespaces::own(super::exec::namespaces(&plan.spec)).during(Stage::Namespaces, what)?;
+    namespaces.send(keeper, message::NAMESPACES).during(Stage::Namespaces, what)
 }
 
 /// Before the process hides itself: its files in /proc belong to root then.
@@ -289,6 +293,8 @@ pub struct RootMount<'a> {
     pub volatile: bool,
     /// User and group that own the mount.
     pub ids: (u32, u32),
+    /// The user's ids inside, where that is not root.
+    pub kept: Option<(u32, u32)>,
     /// Gets the FUSE descriptor.
     pub server: BorrowedFd<'a>,
 }
@@ -298,6 +304,11 @@ pub struct RootMount<'a> {
 /// # Errors
 /// [`Stage::Fuse`]; [`Stage::Overlay`] where only the kernel's overlay is refused.
 pub fn mount_root(enter: &RootMount<'_>) -> Staged<Root> {
+    let opened = as_kept(enter.kept, || mount_opened(enter))?;
+    Ok(Root::new(opened).kept(enter.kept))
+}
+
+fn mount_opened(enter: &RootMount<'_>) -> Staged<OwnedFd> {
     let stage = Stage::Fuse;
     let none = None::<&str>;
     // Nothing that is mounted here may reach the machine, nor the other way round.
@@ -317,9 +328,8 @@ pub fn mount_root(enter: &RootMount<'_>) -> Staged<Root> {
             return Err(Failure::plain(stage, "the image was not written out"));
         }
     }
-    let opened = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-        .during(stage, || "cannot open the container's root".into())?;
-    Ok(Root::new(opened))
+    open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .during(stage, || "cannot open the container's root".into())
 }
 
 fn mount_fuse(enter: &RootMount<'_>, point: &Path, read_only: bool) -> Staged<()> {
@@ -369,19 +379,93 @@ fn match_root(lower: &Path, upper: &Path) -> Staged<()> {
 
 /// /etc/hosts, /etc/hostname and /etc/resolv.conf: files of the container's own, bound in place.
 fn etc_files(enter: &Enter<'_>, root: &Root) -> Staged<()> {
-    let covered: Vec<PathBuf> =
-        enter.plan.spec.mounts().iter().flatten().map(|mount| mount.destination().clone()).collect();
     for name in ["hosts", "hostname", "resolv.conf"] {
         let destination = Path::new("/etc").join(name);
         let source = enter.dir.join("etc").join(name);
-        if covered.contains(&destination) || !source.exists() {
+        if !is_covered(enter.plan, &destination) && root.as_kept(|| source.exists()) {
+            own_file(root, &source, &destination)?;
+        }
+    }
+    Ok(())
+}
+
+/// Anew at each start; root's and readable by all as the image's, whatever the umask. With one id there is no
+/// root: then it stays the user's.
+fn write_account_file(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o644).open(path)?;
+    file.write_all(text)?;
+    match nix::unistd::fchown(&file, Some(Uid::from_raw(0)), Some(Gid::from_raw(0))) {
+        Err(Errno::EINVAL) | Ok(()) => Ok(()), // not mapped (chown(2), user_namespaces(7))
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Whether a mount of the plan's is at this place.
+fn is_covered(plan: &ContainerPlan, destination: &Path) -> bool {
+    plan.spec.mounts().iter().flatten().any(|mount| mount.destination() == destination)
+}
+
+fn own_file(root: &Root, source: &Path, destination: &Path) -> Staged<()> {
+    let what = || format!("cannot mount the container's own {}", destination.display());
+    let opened = root.as_kept(|| open(source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()));
+    let opened = opened.during(Stage::Mounts, what)?;
+    mounts::bind_fd(root, &opened, destination, &mounts::Options::default()).during(Stage::Mounts, what)
+}
+
+/// /dev/shm of the container whose IPC is shared.
+fn shared_memory(enter: &Enter<'_>, root: &Root) -> Staged<()> {
+    let destination = Path::new("/dev/shm");
+    let Some(mount) = &enter.shared_memory else { return Ok(()) };
+    if is_covered(enter.plan, destination) {
+        return Ok(());
+    }
+    let what = || "cannot mount the other container's /dev/shm".to_owned();
+    let point = root.mount_point(destination, Target::Directory).during(Stage::Mounts, what)?;
+    sys::mount::attach(mount.as_fd(), point.as_fd()).during(Stage::Mounts, what)
+}
+
+/// The image's /etc/passwd and /etc/group with entries for the user, where they have none for these ids, as
+/// files of the container's own: programs want to know a name and a home.
+fn accounts(enter: &Enter<'_>, root: &Root, keep: &KeepId) -> Staged<()> {
+    let home = enter.plan.spec.process().as_ref().map_or_else(|| "/".into(), |process| process.cwd().clone());
+    let files = [
+        (
+            "passwd",
+            keep.uid,
+            format!("{}:*:{}:{}::{}:/bin/sh\n", keep.name, keep.uid, keep.gid, home.display()),
+        ),
+        ("group", keep.gid, format!("{}:*:{}:\n", keep.name, keep.gid)),
+    ];
+    for (name, id, line) in files {
+        let destination = Path::new("/etc").join(name);
+        if is_covered(enter.plan, &destination) {
             continue;
         }
-        let what = || format!("cannot mount the container's own {}", destination.display());
-        let opened =
-            open(&source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).during(Stage::Mounts, what)?;
-        mounts::bind_fd(root, &opened, &destination, &mounts::Options::default())
-            .during(Stage::Mounts, what)?;
+        // An image without the file, or with something else in its place, keeps what it has.
+        let Ok(mut text) = root.read(&destination, command::MAX_ACCOUNTS_BYTES) else { continue };
+        let id = id.to_string();
+        if text
+            .split(|byte| *byte == b'\n')
+            .any(|line| line.split(|byte| *byte == b':').nth(2) == Some(id.as_bytes()))
+        {
+            continue;
+        }
+        if !text.is_empty() && !text.ends_with(b"\n") {
+            text.push(b'\n');
+        }
+        text.extend(line.as_bytes());
+        let source = enter.dir.join("etc").join(name);
+        root.as_kept(|| write_account_file(&source, &text)).during(Stage::Mounts, || {
+            format!("cannot write the container's own {}", destination.display())
+        })?;
+        own_file(root, &source, &destination)?;
     }
     Ok(())
 }

@@ -26,6 +26,7 @@ pub mod idmap;
 pub mod init;
 pub mod join;
 pub mod mounts;
+pub mod namespaces;
 pub mod rootfs;
 pub mod tree;
 

@@ -131,7 +131,8 @@ fn put(root: &Root, made: &OwnedFd, destination: &Path) -> Result<(), Errno> {
 /// Binds a path of the machine; one mount, with everything below it when asked.
 fn bind(root: &Root, source: &Path, destination: &Path, options: &Options) -> Staged<()> {
     let what = || format!("cannot mount {} on {}", source.display(), destination.display());
-    let opened = open(source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).during(Stage::Mounts, what)?;
+    let opened = root.as_kept(|| open(source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()));
+    let opened = opened.during(Stage::Mounts, what)?;
     bind_fd(root, &opened, destination, options).during(Stage::Mounts, what)
 }
 

@@ -12,6 +12,7 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 use crate::sys::fd::open_in_root;
 
@@ -20,7 +21,31 @@ const MAX_LINKS: usize = 16;
 
 /// A container's root directory.
 #[derive(Debug)]
-pub struct Root(OwnedFd);
+pub struct Root {
+    directory: OwnedFd,
+    kept: Option<(u32, u32)>,
+}
+
+/// Does `work`, which reaches for the machine's files, as the user: where the user is not the container's
+/// root, that one is a stranger to them, and its capabilities reach no file of a group that is not in the map.
+/// Only file access changes, and no capability is lost.
+pub fn as_kept<T>(kept: Option<(u32, u32)>, work: impl FnOnce() -> T) -> T {
+    let Some((uid, gid)) = kept else { return work() };
+    file_access_as(uid, gid);
+    let done = work();
+    file_access_as(0, 0);
+    done
+}
+
+/// setfsuid(2), which drops the capabilities over files from the effective set, but not from the permitted one.
+/// A change that fails leaves an access that is refused: that is told then.
+fn file_access_as(uid: u32, gid: u32) {
+    let _ = setfsgid(Gid::from_raw(gid)); // the group before
+    let _ = setfsuid(Uid::from_raw(uid));
+    if let Ok(permitted) = caps::read(None, caps::CapSet::Permitted) {
+        let _ = caps::set(None, caps::CapSet::Effective, &permitted);
+    }
+}
 
 /// What a mount point has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +60,18 @@ impl Root {
     /// From an open directory.
     #[must_use]
     pub fn new(directory: OwnedFd) -> Self {
-        Self(directory)
+        Self { directory, kept: None }
+    }
+
+    /// The same for a container in which the user has these ids, where that is not root.
+    #[must_use]
+    pub fn kept(self, kept: Option<(u32, u32)>) -> Self {
+        Self { kept, ..self }
+    }
+
+    /// See [`as_kept`].
+    pub fn as_kept<T>(&self, work: impl FnOnce() -> T) -> T {
+        as_kept(self.kept, work)
     }
 
     /// Opens a path inside.
@@ -43,7 +79,7 @@ impl Root {
     /// # Errors
     /// As openat2(2).
     pub fn open(&self, path: &Path, flags: libc::c_int) -> Result<OwnedFd, Errno> {
-        open_in_root(self.0.as_fd(), relative(path), flags, 0)
+        open_in_root(self.directory.as_fd(), relative(path), flags, 0)
     }
 
     /// Whether something is there, symlinks followed.
@@ -151,7 +187,7 @@ impl Root {
 
 impl AsFd for Root {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.directory.as_fd()
     }
 }
 

@@ -281,6 +281,14 @@ impl Group {
         Ok(fs::File::open(&self.dir)?.into())
     }
 
+    /// Moves a process into it, which could not be made there (clone3(2), CLONE_INTO_CGROUP).
+    ///
+    /// # Errors
+    /// As writing cgroup.procs.
+    pub fn add(&self, pid: nix::unistd::Pid) -> io::Result<()> {
+        self.write("cgroup.procs", &pid.to_string())
+    }
+
     fn write(&self, file: &str, value: &str) -> io::Result<()> {
         fs::write(self.dir.join(file), value)
     }

@@ -13,7 +13,7 @@ use nix::sys::stat::Mode;
 use super::reader::Reader;
 use super::{LaunchError, Saved};
 use crate::plan::WriteMode;
-use crate::sandbox::idmap::{Facts, IdMaps, choose};
+use crate::sandbox::idmap::{Facts, IdMaps, Wanted, choose};
 use crate::sandbox::init::RootKind;
 use crate::store::containers::{Record, State, Status};
 
@@ -48,7 +48,7 @@ pub struct Line {
 /// The maps that a container's files were written with.
 #[must_use]
 pub fn recorded_maps(saved: &Saved, state: Option<&State>) -> IdMaps {
-    let mut maps = choose(&Facts::gather(), super::numeric_user(&saved.plan.user));
+    let mut maps = choose(&Facts::gather(), Wanted::of(&saved.plan));
     if let Some(state) = state {
         maps.uids.clone_from(&state.uid_map);
         maps.gids.clone_from(&state.gid_map);

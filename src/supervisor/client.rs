@@ -8,6 +8,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 use super::control::{self, Reply, Request};
+use crate::sandbox::namespaces::Namespaces;
+use crate::store::containers::State;
 
 /// A connection to a keeper.
 #[derive(Debug)]
@@ -48,6 +50,27 @@ impl Client {
         match control::send(&self.0, request, fds) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             other => other,
+        }
+    }
+
+    /// The namespaces of a running container, from its keeper; `None` when it is ending.
+    ///
+    /// # Errors
+    /// As connect(2), sendmsg(2) and recvmsg(2), or InvalidData.
+    pub fn namespaces(state: &State) -> io::Result<Option<Namespaces>> {
+        let keeper = match Self::connect(&state.socket) {
+            // It is gone.
+            Err(error) if [libc::ECONNREFUSED, libc::ENOENT].map(Some).contains(&error.raw_os_error()) => {
+                return Ok(None);
+            }
+            other => other?,
+        };
+        keeper.send(&Request::Namespaces, &[])?;
+        match control::receive(&keeper.0) {
+            Ok(Some((Reply::Namespaces { kinds }, files))) => Ok(Some(Namespaces::received(&kinds, files))),
+            Ok(_) => Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

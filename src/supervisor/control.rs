@@ -48,6 +48,8 @@ pub enum Request {
     },
     /// Answer with [`Reply::Exited`] when the container ends.
     Wait,
+    /// The container's namespaces, to enter them. Answered by [`Reply::Namespaces`].
+    Namespaces,
     /// Hold up every process of the container.
     Pause,
     /// Let them go on.
@@ -84,6 +86,11 @@ pub enum Reply {
     Exited {
         /// Its exit code.
         code: u8,
+    },
+    /// The container's namespaces; their files come as descriptors, in this order.
+    Namespaces {
+        /// The kinds, as numbers of clone(2).
+        kinds: Vec<i32>,
     },
     /// The request cannot be met.
     Refused(String),

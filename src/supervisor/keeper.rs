@@ -38,6 +38,7 @@ use crate::plan::WriteMode;
 use crate::plan::restart::{Life, Restarts};
 use crate::sandbox::idmap::IdMaps;
 use crate::sandbox::init::{RootKind, message};
+use crate::sandbox::namespaces::Namespaces;
 use crate::sandbox::{Failure, Stage, Stdio, command, exec};
 use crate::store::containers::{self, Containers, ExitRecord, Lock, Record, State, Status};
 use crate::sys;
@@ -201,8 +202,8 @@ struct Keeper {
     running: bool,
     started: Instant,
     init_ended: Option<Ended>,
-    /// Mount and network namespace: let go once everybody has been told of the end.
-    namespaces: Vec<OwnedFd>,
+    /// Let go once everybody has been told of the end.
+    namespaces: Namespaces,
     drained: bool,
     server_ended: bool,
     kill_at: Option<Instant>,
@@ -231,7 +232,7 @@ impl Keeper {
             running: false,
             started: Instant::now(),
             init_ended: None,
-            namespaces: vec![],
+            namespaces: Namespaces::default(),
             drained: false,
             server_ended: false,
             kill_at: None,
@@ -507,6 +508,18 @@ impl Keeper {
                     self.reply(index, &Reply::Failed(failure));
                 }
             }
+            Request::Namespaces => {
+                let reply = match self.is_up() {
+                    true => Reply::Namespaces { kinds: self.namespaces.kinds() },
+                    false => Reply::Refused("the container is ending".into()),
+                };
+                let files = if self.is_up() { self.namespaces.files() } else { Vec::new() };
+                if let Some(connection) = self.connections.get_mut(index)
+                    && control::send(&connection.socket, &reply, &files).is_err()
+                {
+                    connection.open = false; // as in `reply`
+                }
+            }
             Request::Pause => {
                 let reply = self.pause().map_or_else(Reply::Refused, |()| Reply::Ok);
                 self.reply(index, &reply);
@@ -776,13 +789,12 @@ impl Keeper {
             Fork::Child => {
                 // Dumpable is inherited from the keeper, which is not; exec checks it again inside.
                 exec::run(&exec::Join {
-                    pidfd: self.parts.init.pidfd.as_fd(),
-                    namespaces: exec::namespaces(&plan.spec),
+                    namespaces: &self.namespaces,
                     process: &request.process,
                     user: request.user.as_deref().unwrap_or(&plan.user),
                     group_add: &plan.group_add,
                     ids: (self.parts.maps.first_uid(), self.parts.maps.first_gid()),
-                    may_set_groups: !self.parts.maps.is_single(),
+                    may_set_groups: !self.parts.maps.is_single() && !plan.keeps_groups(),
                     seccomp: self.parts.seccomp.as_deref().filter(|_| !request.privileged),
                     stub,
                     stdio,
@@ -875,7 +887,10 @@ impl Keeper {
         let Some(socket) = &self.parts.init_socket else { return };
         let mut buffer = vec![0; MAX_FAILURE_BYTES];
         match sys::fd::receive_with_fds(socket.as_fd(), &mut buffer, MsgFlags::empty()) {
-            Ok((1, namespace)) if buffer[0] == message::NAMESPACE => self.namespaces.extend(namespace),
+            // A failure is JSON, and begins with a brace.
+            Ok((length, files)) if length > 0 && buffer[0] == message::NAMESPACES => {
+                self.namespaces = Namespaces::parse(&buffer[1..length], files);
+            }
             Ok((length, _)) if length > 0 => {
                 let process = self.parts.saved.plan.spec.process();
                 self.failure = parse_failure(&buffer[..length], process.as_ref());
@@ -956,8 +971,15 @@ impl Keeper {
     /// Init is gone: record it, tell whoever waits, clean up, in this order. How long to wait for the next
     /// life, if there is to be one.
     fn finish(&mut self) -> io::Result<Option<Duration>> {
-        if !exec::namespaces(&self.parts.saved.plan.spec).contains(nix::sched::CloneFlags::CLONE_NEWPID) {
+        let plan = &self.parts.saved.plan;
+        if !exec::namespaces(&plan.spec).contains(nix::sched::CloneFlags::CLONE_NEWPID) {
             self.end_descendants();
+        }
+        if let (Some(_), Some(mounts)) =
+            (&plan.joins.pid, self.namespaces.of(nix::sched::CloneFlags::CLONE_NEWNS))
+            && let Err(failure) = crate::sandbox::join::end_all_in(mounts)
+        {
+            eprintln!("{failure}"); // the supervisor's log
         }
         let code = self.init_ended.map_or(137, Ended::code);
         let reply = match (&self.failure, self.running) {
@@ -983,7 +1005,7 @@ impl Keeper {
         let removed = self.record_end(code, again.is_some(), oom_killed);
         tell_waiting(&self.connections, &reply);
         self.connections.clear();
-        self.namespaces.clear();
+        self.namespaces = Namespaces::default();
         if again.is_none() {
             let _ = std::fs::remove_file(&self.parts.socket_path); // a stale name is found dead by its connect
         }

@@ -98,7 +98,11 @@ pub fn place(containers: &Containers, index: &Path, maps: &IdMaps) -> PathBuf {
     } else {
         // Where the second id begins, which is the first of the range.
         let first = |id: Option<u32>| id.map_or_else(|| "0".to_owned(), |id| id.to_string());
-        format!("{}-{}", first(maps.host_uid(1)), first(maps.host_gid(1)))
+        let range = format!("{}-{}", first(maps.host_uid(1)), first(maps.host_gid(1)));
+        match maps.kept() {
+            Some((uid, gid)) => format!("{range}-keep-{uid}-{gid}"),
+            None => range,
+        }
     };
     containers.store_root().join("materialised").join(format!("{chain}.{owners}"))
 }

@@ -18,7 +18,7 @@ use fuse_overlay::index::MergedIndex;
 use fuse_overlay::serve;
 use jiff::Timestamp;
 use nix::sched::CloneFlags;
-use nix::unistd::setsid;
+use nix::unistd::{Gid, Uid, setsid};
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -26,8 +26,9 @@ use thiserror::Error;
 use crate::image::RootSource;
 use crate::plan::request::LogDriver;
 use crate::plan::{ContainerPlan, HostPort, NetworkMode, Protocol, PublishedPort, RunRequest, WriteMode};
-use crate::sandbox::idmap::{Facts, IdMaps, choose};
+use crate::sandbox::idmap::{Facts, IdMaps, Wanted, choose};
 use crate::sandbox::init::{self, Enter, RootKind};
+use crate::sandbox::join::Joined;
 use crate::sandbox::{Failure, Stage, Stdio};
 use crate::store::containers::{self, ContainerError, Containers, Lock, Record, State};
 use crate::sys;
@@ -194,8 +195,8 @@ struct Prepared {
     filesystem: Option<serve::Server>,
     network: Option<(net::publish::Listeners, net::Config)>,
     link: Option<net::link::LinkConfig>,
-    /// The container whose user and network namespace are joined.
-    peer: Option<OwnedFd>,
+    /// The containers whose namespaces are joined; with the first one the user namespace.
+    peers: Vec<Joined>,
     /// Its control group, where one can be made.
     group: Option<cgroup::Group>,
     log: Option<PathBuf>,
@@ -207,11 +208,8 @@ struct Prepared {
 fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Prepared, LaunchError> {
     let dir = containers.path(&record.id);
     let plan = &saved.plan;
-    let peer = peer::Peer::find(containers, plan)?;
-    let mut maps = choose(&Facts::gather(), numeric_user(&plan.user));
-    if let Some(peer) = &peer {
-        maps = peer.maps(maps);
-    }
+    let peers = peer::Peers::find(containers, plan)?;
+    let maps = peers.maps(choose(&Facts::gather(), Wanted::of(plan)));
     let seccomp = crate::plan::seccomp::compile_for(plan).map_err(LaunchError::Seccomp)?;
     let Below { root_kind, tree, filesystem, native } =
         below(containers, record, saved, root_kind(saved), &maps)?;
@@ -219,8 +217,8 @@ fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Pr
     let fence_filter = fence::filter().map_err(LaunchError::Seccomp)?;
     let network = network(plan, record)?;
     let link = network.as_ref().map(|(_, config)| net::link::LinkConfig::new(config));
-    match &peer {
-        Some(peer) => etc::share(&peer.etc, &dir.join("etc")),
+    match &peers.etc {
+        Some(etc) => etc::share(etc, &dir.join("etc")),
         None => etc::write(&dir.join("etc"), plan, network.as_ref().map(|(_, config)| config)),
     }
     .map_err(io_error(|| "write the container's /etc files".into()))?;
@@ -248,11 +246,7 @@ fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Pr
         cgroup: None,
     };
     // Last: everything before leaves nothing behind when it fails.
-    let group = match &peer {
-        // The helper that enters the other container cannot make a process in a group of its own.
-        Some(_) => None,
-        None => group(record, saved)?,
-    };
+    let group = group(record, saved)?;
     Ok(Prepared {
         dir,
         maps,
@@ -263,7 +257,7 @@ fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Pr
         filesystem,
         network,
         link,
-        peer: peer.and_then(|peer| peer.process),
+        peers: peers.joined,
         state: State { cgroup: group.as_ref().map(|group| group.path().to_owned()), ..state },
         group,
         log,
@@ -309,7 +303,8 @@ fn below(
         RootKind::Materialised | RootKind::Copy => None,
     };
     let native = packed.and_then(|image| crate::store::native::tree_beside(image.index));
-    let native = native.filter(|_| root_kind == RootKind::Hybrid);
+    // Its files belong to the user on disk: they are root's only where root is the user.
+    let native = native.filter(|_| root_kind == RootKind::Hybrid && maps.kept().is_none());
     Ok(Below { root_kind, tree, filesystem, native })
 }
 
@@ -462,14 +457,24 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     let namespaces = crate::sandbox::exec::namespaces(&plan.spec);
     // A control group namespace begins at the group of whoever makes it: init does, once it is in its own.
     let own_group = prepared.group.is_some() && namespaces.contains(CloneFlags::CLONE_NEWCGROUP);
-    let fork = match (&prepared.peer, &prepared.group) {
-        (Some(peer), _) => crate::sandbox::join::clone_beside(peer.as_fd(), namespaces)?,
-        (None, Some(group)) => {
+    let mut shared_memory = None;
+    let kept = prepared.maps.kept(); // not in the child, whose ids are others
+    let fork = match &prepared.group {
+        _ if !prepared.peers.is_empty() => {
+            let (fork, memory) = crate::sandbox::join::clone_beside(&prepared.peers, namespaces)?;
+            shared_memory = memory;
+            if let (Fork::Parent(child), Some(group)) = (&fork, &prepared.group) {
+                // It waits for its first word before it starts anything.
+                group.add(child.pid).during(stage, || "cannot use the container's control group".into())?;
+            }
+            fork
+        }
+        Some(group) => {
             let opened = group.open().during(stage, || "cannot open the container's control group".into())?;
             let flags = (namespaces - CloneFlags::CLONE_NEWCGROUP).bits() as u64;
             sys::process::clone_into(flags, opened.as_fd()).map_err(no_namespaces)?
         }
-        (None, None) => sys::process::clone(namespaces.bits() as u64, false).map_err(no_namespaces)?,
+        None => sys::process::clone(namespaces.bits() as u64, false).map_err(no_namespaces)?,
     };
     let child = match fork {
         Fork::Child => {
@@ -485,7 +490,9 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
                 root_kind: prepared.root_kind,
                 volatile: plan.auto_remove,
                 ids: (prepared.maps.first_uid(), prepared.maps.first_gid()),
-                may_set_groups: !prepared.maps.is_single(),
+                kept,
+                may_set_groups: !prepared.maps.is_single() && !plan.keeps_groups(),
+                shared_memory,
                 link: prepared.link.as_ref(),
                 own_group,
                 fill,
@@ -502,7 +509,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     // The helpers take milliseconds: the server is forked and fenced beside them.
     let begin = || prepared.maps.begin(child.pid).map_err(|failure| own_words(&init_socket, failure));
     // A user namespace that is joined has its maps.
-    let writing = if prepared.peer.is_none() { Some(begin()?) } else { None };
+    let writing = if prepared.peers.is_empty() { Some(begin()?) } else { None };
     let pid = child.pid.as_raw();
     let ticks = containers::process_start_ticks(pid).unwrap_or_default();
     let fork = sys::process::clone(0, false).during(stage, || "cannot make the container's server".into())?;
@@ -617,13 +624,6 @@ fn io_error(action: impl FnOnce() -> String) -> impl FnOnce(io::Error) -> Launch
     move |source| LaunchError::Io { action: action(), source }
 }
 
-/// `-u 1000` or `-u 1000:1000`: with one single id it becomes that one.
-fn numeric_user(user: &str) -> Option<(u32, u32)> {
-    let (uid, gid) = user.split_once(':').unwrap_or((user, ""));
-    let uid = uid.parse().ok()?;
-    Some((uid, if gid.is_empty() { 0 } else { gid.parse().ok()? }))
-}
-
 /// Prepares the root filesystem's server.
 fn filesystem(
     saved: &Saved,
@@ -669,18 +669,19 @@ fn lower(saved: &Saved, local_dir: &Path) -> Result<serve::Lower, LaunchError> {
 
 /// How ids of the image and of the machine show in the container.
 fn ids(maps: &IdMaps) -> serve::Ids {
-    let (uid, gid) = (nix::unistd::Uid::effective().as_raw(), nix::unistd::Gid::effective().as_raw());
-    let range = |single: u32, count: u32, caller: u32| {
+    let (uid, gid) = (Uid::effective().as_raw(), Gid::effective().as_raw());
+    let range = |single: u32, count: u32, caller: u32, inside: Option<u32>| {
+        let inside = inside.unwrap_or(0);
         if maps.is_single() {
             // Whatever the image says, only this id exists.
-            serve::IdRange { count: 0, rest: single, caller }
+            serve::IdRange { count: 0, rest: single, caller, inside }
         } else {
-            serve::IdRange::range(count, caller)
+            serve::IdRange { inside, ..serve::IdRange::range(count, caller) }
         }
     };
     serve::Ids {
-        uids: range(maps.first_uid(), maps.uid_count(), uid),
-        gids: range(maps.first_gid(), maps.gid_count(), gid),
+        uids: range(maps.first_uid(), maps.uid_count(), uid, maps.inside_uid(uid)),
+        gids: range(maps.first_gid(), maps.gid_count(), gid, maps.inside_gid(gid)),
     }
 }
 
@@ -700,7 +701,7 @@ pub fn notice(containers: &Containers, saved: &Saved) -> Option<String> {
         return None;
     }
     let reason = materialise::reason()?;
-    let maps = choose(&Facts::gather(), numeric_user(&saved.plan.user));
+    let maps = choose(&Facts::gather(), Wanted::of(&saved.plan));
     let place = materialise::place(containers, image.index, &maps);
     (!place.exists())
         .then(|| format!("the image is written out to a directory now and used from there, because {reason}"))
@@ -853,7 +854,7 @@ fn bound(listeners: &net::publish::Listeners) -> Vec<(u16, String, IpAddr, u16)>
 /// When it cannot be made, or belongs to somebody else.
 pub fn socket_dir() -> io::Result<PathBuf> {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-    let uid = nix::unistd::Uid::effective().as_raw();
+    let uid = Uid::effective().as_raw();
     let own = std::env::var_os("XDG_RUNTIME_DIR")
         .map(PathBuf::from)
         .filter(|dir| fs::metadata(dir).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid));

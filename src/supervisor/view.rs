@@ -14,12 +14,13 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::CloneFlags;
 use nix::sys::socket::MsgFlags;
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::changes::{last_state, recorded_maps, root_kind};
+use super::client::Client;
 use super::{Below, LaunchError, Saved, below, fence, server};
 use crate::plan::WriteMode;
 use crate::sandbox::idmap::IdMaps;
@@ -150,21 +151,19 @@ impl View {
     ) -> Staged<Self> {
         let stage = Stage::Namespaces;
         let gone = || "cannot enter the container: it is ending".to_owned();
-        let pidfd = sys::process::pidfd_open(Pid::from_raw(state.pid)).during(stage, gone)?;
-        // The number may be another's by now; what the descriptor means does not change any more.
-        if !is_alive(state) {
-            return Err(Failure::plain(stage, gone()));
-        }
+        let found = Client::namespaces(state).during(stage, || "cannot ask the container's keeper".into())?;
+        let namespaces = found.ok_or_else(|| Failure::plain(stage, gone()))?;
         let maps = recorded_maps(saved, Some(state));
         let (ours, theirs) = sys::fd::seqpacket_pair().during(stage, || "cannot make a socket".into())?;
         let fork = sys::process::clone(0, false).during(stage, || "cannot make a process".into())?;
         let child = match fork {
             Fork::Child => {
-                let keep = [pidfd.as_raw_fd(), theirs.as_raw_fd()];
+                let mut keep = namespaces.numbers();
+                keep.push(theirs.as_raw_fd());
                 finish(&theirs, || {
                     prepare(&keep)?;
                     let own = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
-                    setns(&pidfd, own).during(stage, gone)?;
+                    namespaces.enter(own).during(stage, gone)?;
                     become_root(&maps)?;
                     let root = open_root(Path::new("/"))?;
                     let root = match scope {
@@ -195,6 +194,7 @@ impl View {
     ) -> Result<Self, LaunchError> {
         let stage = Stage::Namespaces;
         let maps = recorded_maps(saved, last_state(status));
+        let kept = maps.kept(); // not in the child, whose ids are others
         let Below { root_kind: kind, tree, filesystem, native } =
             below(containers, record, saved, kind, &maps)?;
         let fence = (
@@ -227,18 +227,19 @@ impl View {
                         root_kind: kind,
                         volatile: false,
                         ids: (maps.first_uid(), maps.first_gid()),
+                        kept,
                         server: to_server.as_fd(),
                     })?;
                     if scope == Scope::Mounted {
                         for (place, volume) in &fill {
-                            copyup::copy(&root, place, volume)?;
+                            root.as_kept(|| copyup::copy(&root, place, volume))?;
                         }
                         for mount in user_binds(saved) {
                             mounts::apply(&root, mount)?;
                         }
                     }
                     // Opened anew, so that it is the root with what has been mounted on it.
-                    let root = Root::new(open_root(&containers.root_point())?);
+                    let root = Root::new(root.as_kept(|| open_root(&containers.root_point()))?);
                     ready(&theirs)?;
                     work(&Inside { root: &root, parent: theirs.as_fd() })
                 })

@@ -337,5 +337,19 @@ pub fn clone_into(namespaces: u64, group: BorrowedFd<'_>) -> Result<Fork, Errno>
     clone3(&mut args, &pidfd)
 }
 
+/// The user namespace that a namespace belongs to (ioctl_ns(2), NS_GET_USERNS).
+///
+/// # Errors
+/// As there; EPERM for one that is not below the caller's.
+pub fn owner_of_namespace(namespace: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    // SAFETY: this request takes no argument.
+    let fd = Errno::result(unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) })?;
+    // SAFETY: the kernel has just made this descriptor for the caller, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// linux/nsfs.h: _IO(0xb7, 0x1).
+const NS_GET_USERNS: libc::Ioctl = 0xb701;
+
 /// sched.h; in the upper half of the flags, which only clone3(2) has.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;

@@ -209,8 +209,8 @@ impl Hostel {
         eventually_or(|| self.processes().is_empty(), || panic!("processes left: {:#?}", self.processes()));
         let mounts = self.mounts();
         assert!(mounts.is_empty(), "mounts left: {mounts:#?}");
-        let containers = files_below(&self.root().join("containers"));
-        assert!(containers.is_empty(), "files of containers left: {containers:#?}");
+        let containers = || files_below(&self.root().join("containers"));
+        eventually_or(|| containers().is_empty(), || panic!("files of containers left: {:#?}", containers()));
         let sockets = files_below(self.runtime.path());
         let sockets: Vec<_> = sockets.iter().filter(|path| !path.ends_with("lock")).collect();
         assert!(sockets.is_empty(), "files in the runtime directory left: {sockets:#?}");

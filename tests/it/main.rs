@@ -13,6 +13,7 @@ mod harness;
 mod host_root;
 mod images;
 mod isolation;
+mod joins;
 mod layering;
 mod leaks;
 mod life;

@@ -109,20 +109,22 @@ pub struct IdRange {
     /// What every id outside the range is shown as. The kernel refuses writes to files whose
     /// owner is not mapped, so this must lie within the range.
     pub rest: u32,
-    /// Of a directory lower: the host's id that is shown as 0. All others are shown as `rest`.
+    /// Of a directory lower: the host's id that is shown as `inside`. All others are shown as `rest`.
     pub caller: u32,
+    /// What the caller's own id is in the namespace: 0, but for a namespace that keeps ids.
+    pub inside: u32,
 }
 
 impl IdRange {
     /// One mapped id, 0: everything belongs to it.
     pub fn single(caller: u32) -> Self {
-        Self { count: 1, rest: 0, caller }
+        Self { count: 1, rest: 0, caller, inside: 0 }
     }
 
     /// `count` mapped ids; what lies outside belongs to nobody (65534), or to the last id of a
     /// shorter range.
     pub fn range(count: u32, caller: u32) -> Self {
-        Self { count, rest: 65534.min(count.saturating_sub(1)), caller }
+        Self { count, rest: 65534.min(count.saturating_sub(1)), caller, inside: 0 }
     }
 
     /// An id of an image.

@@ -95,7 +95,7 @@ fn check_conflicts(request: &NetworkRequest, security: &SecurityRequest) -> Resu
     let joined = matches!(request.mode, NetworkMode::Container(_));
     let conflicts = [
         (joined && request.hostname.is_some(), "hostname and the network mode"),
-        (security.uts == NamespaceMode::Host && request.hostname.is_some(), "hostname and the UTS mode"),
+        (security.uts != NamespaceMode::Private && request.hostname.is_some(), "hostname and the UTS mode"),
         (joined && !request.dns.is_empty(), "dns and the network mode"),
         (joined && !request.extra_hosts.is_empty(), "custom host-to-IP mapping and the network mode"),
         (

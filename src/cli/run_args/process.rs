@@ -3,10 +3,10 @@
 use clap::Args;
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType};
 
-use super::{invalid_argument, not_supported, refused};
+use super::{invalid_argument, refused};
 use crate::cli::{CliError, Exit};
 use crate::plan::request::{EnvSetting, ProcessRequest, StdioRequest, Stream};
-use crate::plan::signal;
+use crate::plan::{KEEP_GROUPS, signal};
 
 /// The flags.
 #[derive(Args, Clone, Debug, Default)]
@@ -60,10 +60,9 @@ impl ProcessArgs {
                 "the working directory '{dir}' is invalid, it needs to be an absolute path"
             )));
         }
-        if self.group_add.iter().any(|group| group == "keep-groups") {
-            return Err(not_supported(
-                "--group-add keep-groups",
-                "the caller's groups are not handed on yet",
+        if self.group_add.len() > 1 && self.group_add.iter().any(|group| group == KEEP_GROUPS) {
+            return Err(refused(
+                "the '--group-add keep-groups' option is not allowed with any other --group-add options",
             ));
         }
         let stop_signal = self.stop_signal.as_deref().filter(|text| !text.is_empty()).map(signal::parse);

@@ -8,7 +8,7 @@ use clap::Args;
 use super::{files, invalid_argument, not_supported, refused};
 use crate::cli::switches::parse_bool;
 use crate::cli::{CliError, Exit};
-use crate::plan::request::{CapabilityName, IpcMode, NamespaceMode, SecurityRequest, Unmask};
+use crate::plan::request::{CapabilityName, IpcMode, NamespaceMode, SecurityRequest, Unmask, UsernsMode};
 use crate::plan::{SeccompPlan, capability};
 
 /// The flags.
@@ -23,10 +23,10 @@ pub(super) struct SecurityArgs {
     /// Cgroup namespace to use (host|private)
     #[arg(long, value_name = "MODE")]
     cgroupns: Option<String>,
-    /// IPC mode to use (private|shareable|none|host)
+    /// IPC mode to use (private|shareable|none|host|container:NAME)
     #[arg(long, value_name = "MODE")]
     ipc: Option<String>,
-    /// PID namespace to use (private|host)
+    /// PID namespace to use (private|host|container:NAME)
     #[arg(long, value_name = "MODE")]
     pid: Option<String>,
     /// Give extended privileges to this container: every capability of its user namespace, no
@@ -39,17 +39,17 @@ pub(super) struct SecurityArgs {
     /// Sysctl options
     #[arg(long, value_name = "NAME=VALUE")]
     sysctl: Vec<String>,
-    /// User namespace to use (host: the user's own map, the default)
+    /// User namespace to use (host: the user's own map, the default; keep-id[:uid=UID,gid=GID]: the
+    /// user has the same ids inside; container:NAME)
     #[arg(long, value_name = "MODE")]
     userns: Option<String>,
-    /// UTS namespace to use (private|host)
+    /// UTS namespace to use (private|host|container:NAME)
     #[arg(long, value_name = "MODE")]
     uts: Option<String>,
 }
 
 impl SecurityArgs {
     pub(super) fn parse(self) -> Result<SecurityRequest, CliError> {
-        check_userns(self.userns.as_deref())?;
         let mut request = SecurityRequest {
             privileged: self.privileged,
             cap_add: parse_capabilities("CapAdd", &self.cap_add)?,
@@ -58,7 +58,8 @@ impl SecurityArgs {
             pid: parse_namespace("--pid", "PID", self.pid.as_deref())?,
             ipc: parse_ipc(self.ipc.as_deref())?,
             uts: parse_namespace("--uts", "UTS", self.uts.as_deref())?,
-            cgroup: parse_namespace("--cgroupns", "CGROUP", self.cgroupns.as_deref())?,
+            cgroup: parse_cgroup(self.cgroupns.as_deref())?,
+            user: parse_userns(self.userns.as_deref())?,
             ..SecurityRequest::default()
         };
         for option in &self.security_opt {
@@ -85,10 +86,13 @@ fn parse_namespace(flag: &str, name: &str, mode: Option<&str>) -> Result<Namespa
     match mode {
         None | Some("" | "private") => Ok(NamespaceMode::Private),
         Some("host") => Ok(NamespaceMode::Host),
-        Some(other) if other.starts_with("container:") || other.starts_with("ns:") => Err(not_supported(
+        Some(other) if other.starts_with("ns:") => Err(not_supported(
             &format!("{flag} {other}"),
-            "only the network of another container can be joined",
+            "a namespace that belongs to no container cannot be entered without privilege",
         )),
+        Some(other) if other.strip_prefix("container:").is_some_and(|name| !name.is_empty()) => {
+            Ok(NamespaceMode::Container(other["container:".len()..].to_owned()))
+        }
         Some(_) => Err(refused(format!("{flag}: invalid {name} mode"))),
     }
 }
@@ -100,21 +104,58 @@ fn parse_ipc(mode: Option<&str>) -> Result<IpcMode, CliError> {
         other => match parse_namespace("--ipc", "IPC", other)? {
             NamespaceMode::Private => Ok(IpcMode::Private),
             NamespaceMode::Host => Ok(IpcMode::Host),
+            NamespaceMode::Container(name) => Ok(IpcMode::Container(name)),
         },
     }
 }
 
-/// Docker's `host` means no remapping below what the daemon has: for a rootless engine its usual map.
-fn check_userns(mode: Option<&str>) -> Result<(), CliError> {
-    match mode {
-        None | Some("" | "host" | "private") => Ok(()),
-        Some(other)
-            if ["keep-id", "auto", "nomap", "container:", "ns:"].iter().any(|m| other.starts_with(m)) =>
-        {
-            Err(not_supported(&format!("--userns {other}"), "every container has the user's usual id map"))
-        }
-        Some(_) => Err(refused("--userns: invalid USER mode")),
+fn parse_cgroup(mode: Option<&str>) -> Result<NamespaceMode, CliError> {
+    match parse_namespace("--cgroupns", "CGROUP", mode)? {
+        NamespaceMode::Container(_) => Err(refused("--cgroupns: invalid CGROUP mode")),
+        mode => Ok(mode),
     }
+}
+
+/// Docker's `host` means no remapping below what the daemon has: for a rootless engine its usual map.
+/// The rest is podman's.
+fn parse_userns(mode: Option<&str>) -> Result<UsernsMode, CliError> {
+    let invalid = || refused("--userns: invalid USER mode");
+    let Some(mode) = mode else { return Ok(UsernsMode::Usual) };
+    if let Some(options) = mode.strip_prefix("keep-id") {
+        return match options.strip_prefix(':') {
+            Some(options) => parse_keep_id(options),
+            None if options.is_empty() => Ok(UsernsMode::KeepId { uid: None, gid: None }),
+            None => Err(invalid()),
+        };
+    }
+    match mode {
+        "" | "host" | "private" => Ok(UsernsMode::Usual),
+        _ if mode.strip_prefix("container:").is_some_and(|name| !name.is_empty()) => {
+            Ok(UsernsMode::Container(mode["container:".len()..].to_owned()))
+        }
+        _ if ["auto", "nomap", "ns:"].iter().any(|word| mode.starts_with(word)) => Err(not_supported(
+            &format!("--userns {mode}"),
+            "a container has the user's usual id map, one that keeps the user's ids (keep-id), or that of another container",
+        )),
+        _ => Err(invalid()),
+    }
+}
+
+/// `uid=1000,gid=1000`, either of them.
+fn parse_keep_id(options: &str) -> Result<UsernsMode, CliError> {
+    let (mut uid, mut gid) = (None, None);
+    for option in options.split(',') {
+        let invalid = || invalid_argument("--userns", option, "keep-id takes uid=UID and gid=GID");
+        let (key, value) = option.split_once('=').ok_or_else(invalid)?;
+        // The highest 32-bit number means "no change" to the kernel (setresuid(2)).
+        let id = value.parse().ok().filter(|id| *id < u32::MAX).ok_or_else(invalid)?;
+        match key {
+            "uid" => uid = Some(id),
+            "gid" => gid = Some(id),
+            _ => return Err(invalid()),
+        }
+    }
+    Ok(UsernsMode::KeepId { uid, gid })
 }
 
 /// Docker's list: sysctls of a namespace that the container has to itself.
@@ -258,14 +299,38 @@ mod tests {
             Err("--pid: invalid PID mode".into())
         );
         assert_eq!(parse_namespace("--pid", "PID", Some("host")).ok(), Some(NamespaceMode::Host));
-        assert!(parse_namespace("--pid", "PID", Some("container:x")).is_err());
-        assert_eq!(parse_ipc(Some("none")).ok(), Some(IpcMode::None));
-        assert!(check_userns(Some("host")).is_ok());
-        assert!(check_userns(Some("keep-id:uid=1")).is_err());
         assert_eq!(
-            check_userns(Some("x")).map_err(|e| e.message().to_owned()),
-            Err("--userns: invalid USER mode".into())
+            parse_namespace("--pid", "PID", Some("container:x")).ok(),
+            Some(NamespaceMode::Container("x".into()))
         );
+        assert!(parse_namespace("--pid", "PID", Some("container:")).is_err());
+        assert!(parse_namespace("--pid", "PID", Some("ns:/proc/1/ns/pid")).is_err());
+        assert!(parse_cgroup(Some("container:x")).is_err());
+        assert_eq!(parse_ipc(Some("none")).ok(), Some(IpcMode::None));
+    }
+
+    #[test]
+    fn user_namespaces() {
+        let keep = |uid, gid| Some(UsernsMode::KeepId { uid, gid });
+        let table = [
+            ("host", Some(UsernsMode::Usual)),
+            ("keep-id", keep(None, None)),
+            ("keep-id:uid=1", keep(Some(1), None)),
+            ("keep-id:gid=3,uid=2", keep(Some(2), Some(3))),
+            ("keep-id:", None),
+            ("keep-id:uid", None),
+            ("keep-id:uid=-1", None),
+            ("keep-id:uid=4294967295", None),
+            ("keep-id:size=5", None),
+            ("keep-idle", None),
+            ("container:x", Some(UsernsMode::Container("x".into()))),
+            ("container:", None),
+            ("auto", None),
+            ("x", None),
+        ];
+        for (text, mode) in table {
+            assert_eq!(parse_userns(Some(text)).ok(), mode, "{text}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::*;
 use crate::cli::switches;
 use crate::id::ContainerId;
 use crate::plan::request::{EnvSetting, PullPolicy, Stream};
-use crate::plan::{BuildFacts, NetworkMode, build};
+use crate::plan::{BuildFacts, NetworkMode, Peers, build};
 
 #[derive(Parser, Debug)]
 #[command(name = "run")]
@@ -242,7 +242,8 @@ fn facts() -> BuildFacts {
         uid_count: 65_537,
         gid_count: 65_537,
         host_name: "machine".into(),
-        peer: None,
+        peers: Peers::default(),
+        keep_id: None,
         host_root: None,
         controllers: Vec::new(),
         image_healthcheck: None,

@@ -40,7 +40,8 @@ fn facts() -> BuildFacts {
         uid_count: 1,
         gid_count: 1,
         host_name: "machine".into(),
-        peer: None,
+        peers: Peers::default(),
+        keep_id: None,
         host_root: None,
         controllers: Vec::new(),
         image_healthcheck: None,
@@ -110,7 +111,7 @@ fn peer(shares_host_network: bool) -> Peer {
         id: ContainerId::from_random(&[0xcd; 32]),
         host_name: Some("web".into()),
         domain_name: Some("example".into()),
-        shares_host_network,
+        host_namespaces: if shares_host_network { vec![LinuxNamespaceType::Network] } else { Vec::new() },
     }
 }
 
@@ -119,7 +120,8 @@ fn a_joined_network_is_the_peers_whatever_it_is() {
     let mut request = request();
     request.network.mode = NetworkMode::Container("web".into());
     for (shares_host, sysfs) in [(false, "sysfs"), (true, "bind")] {
-        let joined = BuildFacts { peer: Some(peer(shares_host)), ..facts() };
+        let joined =
+            BuildFacts { peers: Peers { network: Some(peer(shares_host)), ..Peers::default() }, ..facts() };
         let plan = build(&request, &plain(), &joined).expect("a plan");
         let namespaces =
             plan.spec.linux().as_ref().and_then(|linux| linux.namespaces().clone()).expect("some");
@@ -147,7 +149,7 @@ fn host_names() {
     assert_eq!(hostname(&request, &facts()), (None, "HOSTNAME=machine".into()));
     request.security.uts = NamespaceMode::Private;
     request.network.mode = NetworkMode::Container("web".into());
-    let joined = BuildFacts { peer: Some(peer(false)), ..facts() };
+    let joined = BuildFacts { peers: Peers { network: Some(peer(false)), ..Peers::default() }, ..facts() };
     assert_eq!(hostname(&request, &joined), (Some("web".into()), "HOSTNAME=web".into()));
     request.network.mode = NetworkMode::Bridge;
     request.network.hostname = Some("box".into());

@@ -213,7 +213,8 @@ impl Directory {
     }
 
     fn attr_of(&self, ino: u64, status: &FileStatus, sealed: bool) -> Attr {
-        let id = |host: u32, range: super::IdRange| if host == range.caller { 0 } else { range.rest };
+        let id =
+            |host: u32, range: super::IdRange| if host == range.caller { range.inside } else { range.rest };
         Attr {
             ino,
             mode: status.mode,
