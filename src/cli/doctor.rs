@@ -4,12 +4,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use nix::unistd::{AccessFlags, Uid, User, access};
+use nix::unistd::{AccessFlags, Uid, access};
 use serde::Serialize;
 use serde_json::json;
 
 use super::{Context, Exit, Outcome};
-use crate::sandbox::idmap::{Facts, Method, Wanted, choose};
+use crate::sandbox::idmap::{Facts, Method, Wanted, choose, login_name};
 use crate::supervisor::cgroup::Delegation;
 use crate::sys;
 
@@ -105,7 +105,7 @@ fn setting(path: &str) -> Option<String> {
 
 fn user() -> String {
     let uid = Uid::effective();
-    User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
+    login_name(uid.as_raw()).unwrap_or_else(|| uid.to_string())
 }
 
 /// Makes one, in a child that ends at once: no setting tells as surely.

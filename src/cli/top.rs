@@ -1,8 +1,10 @@
 //! Display the running processes of a container
 
+use std::collections::BTreeMap;
 use std::process::Command;
 
 use super::{CliError, Context, Exit, Outcome, running};
+use crate::sandbox::idmap::login_name;
 use crate::store::containers::{Containers, State};
 use crate::supervisor::processes;
 
@@ -35,21 +37,31 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
 
 fn own_rows(pids: &[i32]) -> Vec<Vec<String>> {
     let mut rows = vec![HEADINGS.map(str::to_owned).to_vec()];
-    rows.extend(pids.iter().filter_map(|pid| own_row(*pid)));
+    let mut names = Names::default();
+    rows.extend(pids.iter().filter_map(|pid| own_row(*pid, &mut names)));
     rows
 }
 
+/// Login names by user id, each looked for once.
+#[derive(Default)]
+struct Names(BTreeMap<u32, String>);
+
+impl Names {
+    fn of(&mut self, uid: u32) -> String {
+        let look = || login_name(uid).unwrap_or_else(|| uid.to_string());
+        self.0.entry(uid).or_insert_with(look).clone()
+    }
+}
+
 /// One process as `ps -ef` shows it; `None` when it has just gone.
-fn own_row(pid: i32) -> Option<Vec<String>> {
+fn own_row(pid: i32, names: &mut Names) -> Option<Vec<String>> {
     let fields = processes::stat(pid)?;
     let number = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let uid =
         status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next()).unwrap_or("?");
     let name = status.lines().find_map(|line| line.strip_prefix("Name:")).unwrap_or_default().trim();
-    let user =
-        uid.parse().ok().and_then(|uid| nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok()?);
-    let user = user.map_or_else(|| uid.to_owned(), |user| user.name);
+    let user = uid.parse().map_or_else(|_| uid.to_owned(), |uid| names.of(uid));
     let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let command = String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ");
     let (ticks, start_ticks) = (number(11) + number(12), number(19));

@@ -108,6 +108,14 @@ pub fn prepare(process: &Process, home: &Path) -> Staged<Ready> {
     })
 }
 
+impl Ready {
+    /// The command's words, for people.
+    #[must_use]
+    pub fn words(&self) -> String {
+        self.args.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+}
+
 fn find(name: &str, search: &str) -> Staged<PathBuf> {
     if name.contains('/') {
         return match check(Path::new(name)) {

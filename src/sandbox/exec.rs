@@ -131,6 +131,8 @@ pub fn run_as_init(ready: &command::Ready, stub: BorrowedFd<'_>, keeper: Borrowe
         Ok(child) => child,
         Err(failure) => return failure,
     };
+    // What ps shows inside is not how the engine was called.
+    let _ = sys::process::set_title(&format!("hostel-init -- {}", ready.words())); // cosmetic on failure
     // The child reports to the keeper by itself; the keeper sees its socket close once both ends of
     // it are closed, ours here and the child's at its exec.
     sys::fd::close_all_except(&[]);

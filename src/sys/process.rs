@@ -337,6 +337,33 @@ pub fn clone_into(namespaces: u64, group: BorrowedFd<'_>) -> Result<Fork, Errno>
     clone3(&mut args, &pidfd)
 }
 
+/// Writes over the arguments that this process was started with, which everybody can read in
+/// /proc/PID/cmdline. At most as long as these were; what is left of them becomes zeros. Whoever holds
+/// `std::env::args` sees the change: only for a process that is done with them.
+///
+/// # Errors
+/// When /proc/self/stat cannot be read, or does not tell (proc_pid_stat(5), arg_start and arg_end).
+pub fn set_title(title: &str) -> io::Result<()> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let missing = || io::Error::other("/proc/self/stat does not say where the arguments are");
+    let (_, fields) = stat.rsplit_once(')').ok_or_else(missing)?;
+    let mut fields = fields.split_ascii_whitespace().skip(45).map(str::parse::<usize>);
+    let (Some(Ok(start)), Some(Ok(end))) = (fields.next(), fields.next()) else { return Err(missing()) };
+    // The last byte stays zero: otherwise the kernel goes on into the environment (proc_pid_cmdline(5)).
+    let Some(room) = end.checked_sub(start).and_then(|length| length.checked_sub(1)).filter(|_| start != 0)
+    else {
+        return Err(missing());
+    };
+    let text = &title.as_bytes()[..title.len().min(room)];
+    let place = std::ptr::with_exposed_provenance_mut::<u8>(start);
+    // SAFETY: the kernel says that start..end are this process's arguments, which lie on its stack, are
+    // writable, and stay for as long as it lives; nobody borrows them, as this process has one thread.
+    unsafe { place.write_bytes(0, room) };
+    // SAFETY: as above; the text is no longer than the room and lies elsewhere.
+    unsafe { place.copy_from_nonoverlapping(text.as_ptr(), text.len()) };
+    Ok(())
+}
+
 /// The user namespace that a namespace belongs to (ioctl_ns(2), NS_GET_USERNS).
 ///
 /// # Errors

@@ -96,6 +96,8 @@ fn a_container_behind_the_engines_init_is_entered() {
         h.detached(&format!("--name first --init -u {user} --network none busybox sleep 1000"));
         h.run("exec first id -u").ok().stdout(&format!("{user}\n"));
         h.run("exec first readlink /proc/1/exe").code(1);
+        let title = h.run("exec first cat /proc/1/cmdline").ok().out();
+        assert_eq!(title.trim_end_matches('\0'), "hostel-init -- sleep 1000");
         h.run("cp first:/etc/hostname -").ok();
         h.run("run --rm --network container:first --pid container:first busybox ps -o comm")
             .ok()
