@@ -11,7 +11,7 @@ use crate::image::{self, Draft, Reference};
 use crate::plan::instruction::{self, Config};
 use crate::store::Store;
 use crate::store::containers::{Containers, Record, Status};
-use crate::supervisor::pause::Paused;
+use crate::supervisor::processes;
 use crate::supervisor::{Saved, changes};
 
 /// Create a new image from a container's changes
@@ -52,10 +52,12 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let draft = draft(&store, args, &record, &saved, name)?;
     let status = containers.status(&record.id)?;
     let paused = match &status {
-        Status::Running(state) if args.pause => Some(Paused::new(state).map_err(|error| {
-            CliError::new(format!("cannot pause container {}: {error}", record.id.short()))
-                .with_hint("commit it as it runs with --pause=false")
-        })?),
+        Status::Running(state) if args.pause => {
+            Some(processes::hold(state.keeper_pid, &[state.server_pid]).map_err(|error| {
+                CliError::new(format!("cannot pause container {}: {error}", record.id.short()))
+                    .with_hint("commit it as it runs with --pause=false")
+            })?)
+        }
         _ => None,
     };
     let layer = changes::layer(&record, &saved, &status)?;

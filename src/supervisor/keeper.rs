@@ -211,6 +211,8 @@ struct Keeper {
     failure: Option<Failure>,
     connections: Vec<Connection>,
     execs: Vec<Exec>,
+    /// The processes of a paused container that has no control group.
+    held: Option<processes::Held>,
     checks: Option<Checks>,
     restarts: Restarts,
     /// When the next life begins, while there is none.
@@ -232,6 +234,7 @@ impl Keeper {
             running: false,
             started: Instant::now(),
             init_ended: None,
+            held: None,
             namespaces: Namespaces::default(),
             drained: false,
             server_ended: false,
@@ -553,10 +556,10 @@ impl Keeper {
         }
         let State { keeper_pid, server_pid, .. } = self.parts.state;
         let held = match &self.parts.group {
-            Some(group) => group.freeze(true),
-            None => processes::hold(keeper_pid, &[server_pid]),
+            Some(group) => group.freeze(true).map(|()| None),
+            None => processes::hold(keeper_pid, &[server_pid]).map(Some),
         };
-        held.map_err(|error| format!("cannot pause container {id}: {error}"))?;
+        self.held = held.map_err(|error| format!("cannot pause container {id}: {error}"))?;
         self.write_paused(true)?;
         self.tell("pause", &[]);
         Ok(())
@@ -568,7 +571,7 @@ impl Keeper {
         }
         match &self.parts.group {
             Some(group) => group.freeze(false).map_err(|error| format!("cannot let it go on: {error}"))?,
-            None => processes::release(self.parts.state.keeper_pid, &[self.parts.state.server_pid]),
+            None => drop(self.held.take()),
         }
         if let Some(checks) = &mut self.checks {
             checks.put_off(Instant::now());

@@ -45,7 +45,6 @@ pub mod fence;
 pub mod keeper;
 pub mod log;
 pub mod materialise;
-pub mod pause;
 pub mod peer;
 pub mod processes;
 pub mod pump;

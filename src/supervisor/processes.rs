@@ -13,8 +13,9 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How often [`hold`] looks until nothing moves any more: a fork bomb is faster, and is told of.
-const HOLD_ROUNDS: u32 = 2_000;
+/// How often [`hold`] looks until nothing moves any more, for ten seconds in all: a fork bomb is faster, and a
+/// process in an uninterruptible wait may be slower; either is told of.
+const HOLD_ROUNDS: u32 = 20_000;
 /// Between two looks, so that a stopped process has the time to be seen stopped.
 const HOLD_WAIT: Duration = Duration::from_micros(500);
 
@@ -51,11 +52,22 @@ pub fn stat(pid: i32) -> Option<Vec<String>> {
     Some(tail.split_ascii_whitespace().map(str::to_owned).collect())
 }
 
+/// A container's processes, held still by SIGSTOP until this is dropped. A process inside that waits for
+/// children with WUNTRACED sees them stop and go on; those that were stopped before stay so.
+#[derive(Debug)]
+pub struct Held {
+    keeper: i32,
+    without: Vec<i32>,
+    stopped: BTreeSet<i32>,
+}
+
 /// Stops every process of the container, and looks again until nothing new has come.
 ///
 /// # Errors
 /// When they start processes faster than they can be stopped; then all are let go again.
-pub fn hold(keeper: i32, without: &[i32]) -> io::Result<()> {
+pub fn hold(keeper: i32, without: &[i32]) -> io::Result<Held> {
+    // From here on whatever was stopped goes on again, also after a failure.
+    let mut held = Held { keeper, without: without.to_vec(), stopped: BTreeSet::new() };
     for _ in 0..HOLD_ROUNDS {
         let mut moving = false;
         for pid in of(keeper, without) {
@@ -65,25 +77,24 @@ pub fn hold(keeper: i32, without: &[i32]) -> io::Result<()> {
             }
             moving = true;
             match kill(Pid::from_raw(pid), Signal::SIGSTOP) {
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(errno) => {
-                    release(keeper, without);
-                    return Err(errno.into());
-                }
+                Ok(()) => drop(held.stopped.insert(pid)),
+                Err(Errno::ESRCH) => {}
+                Err(errno) => return Err(errno.into()),
             }
         }
         if !moving {
-            return Ok(());
+            return Ok(held);
         }
         std::thread::sleep(HOLD_WAIT);
     }
-    release(keeper, without);
     Err(io::Error::other("its processes start others faster than they can be stopped"))
 }
 
-/// Lets every process of the container go on.
-pub fn release(keeper: i32, without: &[i32]) {
-    for pid in of(keeper, without) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGCONT); // gone is as good
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Looked for anew: a number may have become another process's.
+        for pid in of(self.keeper, &self.without).into_iter().filter(|pid| self.stopped.contains(pid)) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGCONT); // gone is as good
+        }
     }
 }

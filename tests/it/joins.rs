@@ -99,6 +99,8 @@ fn a_container_behind_the_engines_init_is_entered() {
         let title = h.run("exec first cat /proc/1/cmdline").ok().out();
         assert_eq!(title.trim_end_matches('\0'), "hostel-init -- sleep 1000");
         h.run("cp first:/etc/hostname -").ok();
+        h.run("commit first held").ok();
+        h.run("rmi held").ok();
         h.run("run --rm --network container:first --pid container:first busybox ps -o comm")
             .ok()
             .has("sleep");
