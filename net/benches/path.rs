@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use net::Config;
-use net::publish::{Protocol, Publish};
+use net::publish::{HostPorts, Protocol, Publish};
 use world::World;
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -50,7 +50,7 @@ fn main() {
 }
 
 fn world(protocol: Protocol) -> World {
-    let publish = Publish { host: Some(V4), port: 0, container_port: 5000, protocol };
+    let publish = Publish { host: Some(V4), ports: HostPorts::Any, container_port: 5000, protocol };
     World { publish: vec![publish], ..World::new() }
 }
 

@@ -18,7 +18,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitCode, ExitStatus};
 
 use net::link::{LinkConfig, Tun, create};
-use net::publish::{self, Protocol, Publish};
+use net::publish::{self, HostPorts, Protocol, Publish};
 use net::{Addresses, Config, Gateway, HostLoopback, HostRoutes, Resolver};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CloneFlags, unshare};
@@ -164,7 +164,12 @@ fn parse_publish(text: &str) -> Result<Publish, Failure> {
             (Some(host.parse()?), port)
         }
     };
-    Ok(Publish { host, port: port.parse()?, container_port: container_port.parse()?, protocol })
+    Ok(Publish {
+        host,
+        ports: HostPorts::one(port.parse()?),
+        container_port: container_port.parse()?,
+        protocol,
+    })
 }
 
 /// The one unsafe step.

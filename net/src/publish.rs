@@ -4,6 +4,7 @@
 //! exists. The [`Listeners`] hold the sockets; TCP ones listen already, so no client is refused
 //! while the rest starts.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -41,13 +42,46 @@ impl std::fmt::Display for Protocol {
     }
 }
 
+/// Which of the host's ports may be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HostPorts {
+    /// One that the kernel chooses.
+    Any,
+    /// The first free one from `first` to `last`.
+    FirstFree {
+        /// The first to try.
+        first: u16,
+        /// The last.
+        last: u16,
+    },
+}
+
+impl HostPorts {
+    /// This one; 0 is any, as for bind(2).
+    #[must_use]
+    pub const fn one(port: u16) -> Self {
+        if port == 0 { Self::Any } else { Self::FirstFree { first: port, last: port } }
+    }
+
+    fn is_one(self) -> bool {
+        matches!(self, Self::FirstFree { first, last } if first == last)
+    }
+
+    fn first(self) -> u16 {
+        match self {
+            Self::Any => 0,
+            Self::FirstFree { first, .. } => first,
+        }
+    }
+}
+
 /// One port to publish.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Publish {
     /// The host's address to bind; none is 0.0.0.0 and, where the host has IPv6, `[::]`.
     pub host: Option<IpAddr>,
-    /// The host's port; 0 lets the kernel choose.
-    pub port: u16,
+    /// The host's port.
+    pub ports: HostPorts,
     /// The port inside.
     pub container_port: u16,
     /// The transport.
@@ -69,10 +103,14 @@ pub struct Bound {
 
 /// A port that cannot be published.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot publish {address}/{protocol}{hint}", hint = self.hint())]
+#[error("cannot publish {address}{range}/{protocol}{hint}", range = self.range(), hint = self.hint())]
 pub struct BindError {
     /// The address asked for.
     pub address: SocketAddr,
+    /// The last port that was tried, where it was a range of them.
+    pub last_port: Option<u16>,
+    /// Whether another of the requests has the port.
+    pub is_own: bool,
     /// The transport.
     pub protocol: Protocol,
     /// The first port that an ordinary user may bind, if this one is below it.
@@ -82,15 +120,29 @@ pub struct BindError {
 }
 
 impl BindError {
-    fn new(address: SocketAddr, protocol: Protocol, source: io::Error) -> Self {
+    fn new(request: &Publish, address: SocketAddr, source: io::Error, held: &[Listener]) -> Self {
         let start = unprivileged_port_start();
         let denied = source.kind() == io::ErrorKind::PermissionDenied;
+        let last_port = match request.ports {
+            HostPorts::FirstFree { first, last } if first < last => Some(last),
+            _ => None,
+        };
+        let is_own = source.kind() == io::ErrorKind::AddrInUse
+            && held.iter().any(|other| {
+                (other.bound.protocol, other.bound.address.port()) == (request.protocol, address.port())
+            });
         Self {
             address,
-            protocol,
+            last_port,
+            is_own: is_own && last_port.is_none(),
+            protocol: request.protocol,
             unprivileged_port_start: (denied && address.port() < start).then_some(start),
             source,
         }
+    }
+
+    fn range(&self) -> String {
+        self.last_port.map(|last| format!("-{last}")).unwrap_or_default()
     }
 
     fn hint(&self) -> String {
@@ -100,6 +152,13 @@ impl BindError {
                  `sysctl net.ipv4.ip_unprivileged_port_start={port}`",
                 port = self.address.port()
             ),
+            (None, io::ErrorKind::AddrInUse) if self.last_port.is_some() => {
+                ": every port of the range is taken; choose others, or see who has them with `ss -lntup`"
+                    .into()
+            }
+            (None, io::ErrorKind::AddrInUse) if self.is_own => {
+                ": the port was asked for twice; give each its own".into()
+            }
             (None, io::ErrorKind::AddrInUse) => {
                 ": the port is taken; choose another, or see who has it with `ss -lntup`".into()
             }
@@ -136,47 +195,79 @@ impl Listeners {
     }
 }
 
-/// Binds every request, or none.
+/// Binds every request, or none. Two that are the same count once.
+///
+/// The order is Docker's: single ports come first, so that no range takes them. Requests that differ
+/// in their address alone get the same port.
 ///
 /// # Errors
 /// [`BindError`] for the first address that cannot be bound.
 pub fn bind(requests: &[Publish]) -> Result<Listeners, BindError> {
+    let what = |index: &usize| {
+        let Publish { ports, container_port, protocol, .. } = requests[*index];
+        (!ports.is_one(), container_port, protocol, ports)
+    };
+    let mut order: Vec<usize> = (0..requests.len()).collect();
+    let mut seen = HashSet::new();
+    order.retain(|index| seen.insert(requests[*index]));
+    order.sort_by_key(what);
     let mut sockets = Vec::with_capacity(requests.len() * 2);
-    for (index, request) in requests.iter().enumerate() {
-        let result = match request.host {
-            Some(host) => bind_one(index, request, SocketAddr::new(host, request.port))
-                .map(|listener| sockets.push(listener)),
-            None => bind_any(index, request, &mut sockets),
-        };
-        result.map_err(|(address, source)| BindError::new(address, request.protocol, source))?;
+    for group in order.chunk_by(|a, b| what(a) == what(b)) {
+        let bound = bind_group(requests, group).map_err(|(index, (address, source))| {
+            BindError::new(&requests[index], address, source, &sockets)
+        })?;
+        sockets.extend(bound);
     }
+    sockets.sort_by_key(|listener| listener.bound.request);
     Ok(Listeners { sockets })
 }
 
 type Refused = (SocketAddr, io::Error);
 
-/// Binds both families on one port.
-fn bind_any(index: usize, request: &Publish, sockets: &mut Vec<Listener>) -> Result<(), Refused> {
-    let mut picks_left = if request.port == 0 { PORT_PICKS } else { 1 };
+/// Binds requests that want the same port at different addresses.
+fn bind_group(requests: &[Publish], group: &[usize]) -> Result<Vec<Listener>, (usize, Refused)> {
+    let (mut port, last, mut picks_left) = match group.first().map(|index| requests[*index].ports) {
+        None => return Ok(Vec::new()),
+        Some(HostPorts::FirstFree { first, last }) => (first, last, 0),
+        Some(HostPorts::Any) => (0, 0, PORT_PICKS - 1),
+    };
     loop {
-        let any_v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), request.port);
-        let v4 = bind_one(index, request, any_v4)?;
-        let any_v6 = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), v4.bound.address.port());
-        picks_left -= 1;
-        match bind_one(index, request, any_v6) {
-            Ok(v6) => {
-                sockets.push(v4);
-                sockets.push(v6);
-                return Ok(());
+        match bind_at(requests, group, port) {
+            Ok(sockets) => return Ok(sockets),
+            Err((_, (_, error))) if error.kind() == io::ErrorKind::AddrInUse && port < last => port += 1,
+            Err((_, (_, error))) if error.kind() == io::ErrorKind::AddrInUse && picks_left > 0 => {
+                picks_left -= 1;
             }
-            Err((_, error)) if lacks_ipv6(&error) => {
-                sockets.push(v4);
-                return Ok(());
+            Err((index, (mut address, error))) => {
+                address.set_port(requests[index].ports.first());
+                return Err((index, (address, error)));
             }
-            Err((_, error)) if picks_left > 0 && error.kind() == io::ErrorKind::AddrInUse => {}
-            Err(refused) => return Err(refused),
         }
     }
+}
+
+/// Binds all of a group at this port; 0 lets the kernel choose it.
+fn bind_at(requests: &[Publish], group: &[usize], mut port: u16) -> Result<Vec<Listener>, (usize, Refused)> {
+    let mut sockets = Vec::with_capacity(group.len() * 2);
+    for &index in group {
+        let request = &requests[index];
+        let (host, second) = match request.host {
+            Some(host) => (host, None),
+            None => (Ipv4Addr::UNSPECIFIED.into(), Some(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port))),
+        };
+        let first =
+            bind_one(index, request, SocketAddr::new(host, port)).map_err(|refused| (index, refused))?;
+        port = first.bound.address.port();
+        sockets.push(first);
+        let Some(mut second) = second else { continue };
+        second.set_port(port);
+        match bind_one(index, request, second) {
+            Ok(listener) => sockets.push(listener),
+            Err((_, error)) if lacks_ipv6(&error) => {}
+            Err(refused) => return Err((index, refused)),
+        }
+    }
+    Ok(sockets)
 }
 
 fn lacks_ipv6(error: &io::Error) -> bool {
@@ -233,7 +324,8 @@ mod tests {
     use super::*;
 
     fn local(port: u16, protocol: Protocol) -> Publish {
-        Publish { host: Some(Ipv4Addr::LOCALHOST.into()), port, container_port: 80, protocol }
+        let ports = HostPorts::one(port);
+        Publish { host: Some(Ipv4Addr::LOCALHOST.into()), ports, container_port: 80, protocol }
     }
 
     #[test]
@@ -275,10 +367,59 @@ mod tests {
         bind(&[local(free_port, Protocol::Tcp)]).unwrap();
     }
 
+    /// A port that was free a moment ago, and the next one too.
+    fn two_free_ports() -> (u16, u16) {
+        loop {
+            let first = bind(&[local(0, Protocol::Tcp)]).unwrap().bound()[0].address.port();
+            if first < u16::MAX
+                && bind(&[local(first, Protocol::Tcp), local(first + 1, Protocol::Tcp)]).is_ok()
+            {
+                return (first, first + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn a_range_gives_its_first_free_port_and_no_single_one() {
+        let (first, last) = two_free_ports();
+        let ports = HostPorts::FirstFree { first, last };
+        let of = |ports, container_port| Publish { ports, container_port, ..local(0, Protocol::Tcp) };
+        let numbers = |requests: &[Publish]| -> Vec<(u16, u16)> {
+            bind(requests).unwrap().bound().iter().map(|b| (b.address.port(), b.container_port)).collect()
+        };
+        assert_eq!(numbers(&[of(ports, 80)]), [(first, 80)]);
+        assert_eq!(numbers(&[of(ports, 80), of(ports, 81)]), [(first, 80), (last, 81)]);
+        // The lower container port chooses first; what is asked for by its number, before all.
+        assert_eq!(numbers(&[of(ports, 81), of(ports, 80)]), [(last, 81), (first, 80)]);
+        assert_eq!(numbers(&[of(ports, 80), of(HostPorts::one(first), 81)]), [(last, 80), (first, 81)]);
+        let error = bind(&[of(ports, 80), of(ports, 81), of(ports, 82)]).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(&format!("127.0.0.1:{first}-{last}/tcp: every port")), "{text}");
+    }
+
+    #[test]
+    fn the_same_twice_is_once_and_a_conflict_is_explained() {
+        let (port, _) = two_free_ports();
+        assert_eq!(bind(&[local(port, Protocol::Tcp); 2]).unwrap().bound().len(), 1);
+        let other = Publish { container_port: 81, ..local(port, Protocol::Tcp) };
+        let text = bind(&[local(port, Protocol::Tcp), other]).unwrap_err().to_string();
+        assert!(text.contains("asked for twice"), "{text}");
+    }
+
+    #[test]
+    fn one_port_for_several_addresses() {
+        let second = Publish { host: Some(Ipv4Addr::new(127, 0, 0, 2).into()), ..local(0, Protocol::Tcp) };
+        let bound = bind(&[local(0, Protocol::Tcp), second]).unwrap().bound();
+        assert_eq!(bound.len(), 2);
+        assert_eq!(bound[0].address.port(), bound[1].address.port());
+    }
+
     #[test]
     fn a_privileged_port_names_the_setting() {
         let error = BindError {
             address: "0.0.0.0:80".parse().unwrap(),
+            last_port: None,
+            is_own: false,
             protocol: Protocol::Tcp,
             unprivileged_port_start: Some(1024),
             source: io::ErrorKind::PermissionDenied.into(),

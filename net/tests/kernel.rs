@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use net::publish::{Protocol, Publish};
+use net::publish::{HostPorts, Protocol, Publish};
 use net::{Config, HostLoopback, HostName, Resolver};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -90,7 +90,7 @@ fn gateway(config: &Config, like: IpAddr) -> IpAddr {
 }
 
 fn tcp(host: IpAddr, container_port: u16) -> Publish {
-    Publish { host: Some(host), port: 0, container_port, protocol: Protocol::Tcp }
+    Publish { host: Some(host), ports: HostPorts::Any, container_port, protocol: Protocol::Tcp }
 }
 
 fn udp(host: IpAddr, container_port: u16) -> Publish {

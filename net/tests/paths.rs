@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use net::Config;
-use net::publish::{Protocol, Publish};
+use net::publish::{HostPorts, Protocol, Publish};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
@@ -171,7 +171,8 @@ fn the_hop_limit_is_honoured() {
 #[test]
 fn clients_wait_for_descriptors() {
     let mut world = on_host(65_536, &[]);
-    world.publish = vec![Publish { host: Some(V4), port: 0, container_port: 80, protocol: Protocol::Tcp }];
+    world.publish =
+        vec![Publish { host: Some(V4), ports: HostPorts::Any, container_port: 80, protocol: Protocol::Tcp }];
     world.run(
         "clients_wait_for_descriptors",
         |peer, bound| {

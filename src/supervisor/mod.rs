@@ -809,29 +809,24 @@ fn network(
     Ok(Some((listeners, config)))
 }
 
-/// Binds every published port before anything is started; of a range the first free one.
+/// Binds every published port before anything is started.
 fn publish(ports: &[PublishedPort]) -> Result<net::publish::Listeners, net::publish::BindError> {
-    let request = |port: &PublishedPort, host_port: u16| net::publish::Publish {
-        host: port.host_ip,
-        port: host_port,
-        container_port: port.container_port,
-        protocol: match port.protocol {
-            Protocol::Tcp => net::publish::Protocol::Tcp,
-            Protocol::Udp => net::publish::Protocol::Udp,
-        },
-    };
-    let mut requests = Vec::with_capacity(ports.len());
-    for port in ports {
-        let host_port = match port.host_port {
-            HostPort::Any => 0,
-            HostPort::Fixed(number) => number,
-            // Bound for a try and let go: should somebody be quicker, the real bind says so.
-            HostPort::FirstFree(first, last) => (first..=last)
-                .find(|number| net::publish::bind(&[request(port, *number)]).is_ok())
-                .unwrap_or(first),
-        };
-        requests.push(request(port, host_port));
-    }
+    let requests: Vec<_> = ports
+        .iter()
+        .map(|port| net::publish::Publish {
+            host: port.host_ip,
+            ports: match port.host_port {
+                HostPort::Any => net::publish::HostPorts::Any,
+                HostPort::Fixed(number) => net::publish::HostPorts::one(number),
+                HostPort::FirstFree(first, last) => net::publish::HostPorts::FirstFree { first, last },
+            },
+            container_port: port.container_port,
+            protocol: match port.protocol {
+                Protocol::Tcp => net::publish::Protocol::Tcp,
+                Protocol::Udp => net::publish::Protocol::Udp,
+            },
+        })
+        .collect();
     net::publish::bind(&requests)
 }
 
