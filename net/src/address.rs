@@ -127,6 +127,187 @@ impl Addresses {
     }
 }
 
+/// What of the addresses somebody has chosen; the rest is as in [`Addresses::default_for`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Chosen {
+    /// The IPv4 network: an address in it, and the prefix's length in bits.
+    pub subnet_v4: Option<(Ipv4Addr, u8)>,
+    /// The IPv6 network.
+    pub subnet_v6: Option<(Ipv6Addr, u8)>,
+    /// The container's IPv4 address. Without a network, one round it is taken.
+    pub container_v4: Option<Ipv4Addr>,
+    /// The container's IPv6 address.
+    pub container_v6: Option<Ipv6Addr>,
+}
+
+/// Addresses that do not work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// The prefix leaves no room, or too much.
+    #[error("a prefix of /{length} does not work: choose from /{shortest} to /{longest}")]
+    Prefix {
+        /// The prefix's length, in bits.
+        length: u8,
+        /// The shortest that works.
+        shortest: u8,
+        /// The longest.
+        longest: u8,
+    },
+    /// Not an address that a host can have.
+    #[error(
+        "{0} is no address for a container's network: it is loopback, link-local, multicast or unspecified"
+    )]
+    Kind(IpAddr),
+    /// The container's address is none of its network's.
+    #[error("{address} is not in {network}/{length}")]
+    Outside {
+        /// The address.
+        address: IpAddr,
+        /// The network.
+        network: IpAddr,
+        /// Its prefix's length, in bits.
+        length: u8,
+    },
+    /// The container's address is taken.
+    #[error("{address} is the {whose}; choose another")]
+    Taken {
+        /// The address.
+        address: IpAddr,
+        /// Whose it is.
+        whose: &'static str,
+    },
+}
+
+/// Prefixes that can be chosen. The longest still have room for gateway, name server and container.
+const PREFIX_LENGTHS_V4: (u8, u8) = (8, 29);
+const PREFIX_LENGTHS_V6: (u8, u8) = (16, 125);
+
+impl Addresses {
+    /// As [`default_for`](Self::default_for), but for what was chosen. A network that was chosen is
+    /// taken even where the host routes it somewhere.
+    ///
+    /// # Errors
+    /// [`AddressError`].
+    pub fn chosen(routes: &HostRoutes, chosen: &Chosen) -> Result<Self, AddressError> {
+        let Self { mut v4, mut v6 } = Self::default_for(routes);
+        if let Some((address, length)) = chosen.subnet_v4 {
+            v4 = network_v4(address, length)?;
+        }
+        if let Some((address, length)) = chosen.subnet_v6 {
+            v6 = network_v6(address, length)?;
+        }
+        if let Some(address) = chosen.container_v4 {
+            if chosen.subnet_v4.is_none()
+                && !overlaps_v4(v4.network, v4.prefix_length, address, Ipv4Addr::BITS as u8)
+            {
+                v4 = network_v4(address, PREFIX_LENGTH_V4)?;
+            }
+            v4.container = address;
+            check(&v4, is_host_v4, |a| overlaps_v4(v4.network, v4.prefix_length, a, Ipv4Addr::BITS as u8))?;
+            if address == broadcast_v4(&v4) {
+                return Err(AddressError::Taken { address: address.into(), whose: "broadcast address" });
+            }
+        }
+        if let Some(address) = chosen.container_v6 {
+            if chosen.subnet_v6.is_none()
+                && !overlaps_v6(v6.network, v6.prefix_length, address, Ipv6Addr::BITS as u8)
+            {
+                v6 = network_v6(address, PREFIX_LENGTH_V6)?;
+            }
+            v6.container = address;
+            check(&v6, is_host_v6, |a| overlaps_v6(v6.network, v6.prefix_length, a, Ipv6Addr::BITS as u8))?;
+        }
+        Ok(Self { v4, v6 })
+    }
+}
+
+/// Whether the container's address is one that it can have.
+fn check<A: Copy + PartialEq + Into<IpAddr>>(
+    network: &Network<A>,
+    is_host: impl Fn(A) -> bool,
+    is_inside: impl Fn(A) -> bool,
+) -> Result<(), AddressError> {
+    let address = network.container;
+    if !is_host(address) {
+        return Err(AddressError::Kind(address.into()));
+    }
+    if !is_inside(address) {
+        let (network, length) = (network.network.into(), network.prefix_length);
+        return Err(AddressError::Outside { address: address.into(), network, length });
+    }
+    let taken = [
+        (network.network, "network's own address"),
+        (network.gateway, "gateway's address"),
+        (network.dns, "name server's address"),
+    ];
+    match taken.into_iter().find(|(other, _)| *other == address) {
+        Some((_, whose)) => Err(AddressError::Taken { address: address.into(), whose }),
+        None => Ok(()),
+    }
+}
+
+fn check_prefix(length: u8, (shortest, longest): (u8, u8)) -> Result<(), AddressError> {
+    if (shortest..=longest).contains(&length) {
+        Ok(())
+    } else {
+        Err(AddressError::Prefix { length, shortest, longest })
+    }
+}
+
+/// The network round an address, its hosts where they usually are; a small one's container is its
+/// last host.
+fn network_v4(address: Ipv4Addr, length: u8) -> Result<Network<Ipv4Addr>, AddressError> {
+    check_prefix(length, PREFIX_LENGTHS_V4)?;
+    if !is_host_v4(address) {
+        return Err(AddressError::Kind(address.into()));
+    }
+    let host_bits = Ipv4Addr::BITS - u32::from(length);
+    let network = u32::from(address) >> host_bits << host_bits;
+    let last = (1 << host_bits) - 2;
+    let host = |number: u32| Ipv4Addr::from(network | number);
+    Ok(Network {
+        network: network.into(),
+        prefix_length: length,
+        container: host(last.min(u32::from(CONTAINER))),
+        gateway: host(u32::from(GATEWAY)),
+        dns: host(u32::from(DNS)),
+    })
+}
+
+fn network_v6(address: Ipv6Addr, length: u8) -> Result<Network<Ipv6Addr>, AddressError> {
+    check_prefix(length, PREFIX_LENGTHS_V6)?;
+    if !is_host_v6(address) {
+        return Err(AddressError::Kind(address.into()));
+    }
+    let host_bits = Ipv6Addr::BITS - u32::from(length);
+    let network = u128::from(address) >> host_bits << host_bits;
+    let last = (1 << host_bits) - 1;
+    let host = |number: u128| Ipv6Addr::from(network | number);
+    Ok(Network {
+        network: network.into(),
+        prefix_length: length,
+        container: host(last.min(0x100)),
+        gateway: host(u128::from(GATEWAY)),
+        dns: host(u128::from(DNS)),
+    })
+}
+
+fn broadcast_v4(network: &Network<Ipv4Addr>) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(network.network) | (u32::MAX >> network.prefix_length))
+}
+
+fn is_host_v4(address: Ipv4Addr) -> bool {
+    let is_special = address.is_loopback() || address.is_link_local() || address.is_multicast();
+    // 240.0.0.0/4 is nobody's, 0.0.0.0/8 this host.
+    !is_special && !matches!(address.octets()[0], 0 | 240..)
+}
+
+fn is_host_v6(address: Ipv6Addr) -> bool {
+    let is_special = address.is_unicast_link_local() || address.is_multicast();
+    // ::/96 and ::ffff:0:0/96 are IPv4 in other clothes, loopback and unspecified among them.
+    !is_special && address.to_ipv4().is_none()
+}
+
 /// The networks that the host routes somewhere, the default routes excepted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostRoutes {
@@ -225,6 +406,70 @@ mod tests {
         assert_eq!(addresses.v6.network, "fd00::".parse::<Ipv6Addr>().unwrap());
         assert_eq!(addresses.v6.container, "fd00::100".parse::<Ipv6Addr>().unwrap());
         assert_eq!(addresses.v6.dns, "fd00::3".parse::<Ipv6Addr>().unwrap());
+    }
+
+    #[test]
+    fn addresses_can_be_chosen() {
+        let of = |subnet: Option<(&str, u8)>, container: Option<&str>| {
+            let chosen = Chosen {
+                subnet_v4: subnet.map(|(address, length)| (address.parse().unwrap(), length)),
+                container_v4: container.map(|address| address.parse().unwrap()),
+                ..Chosen::default()
+            };
+            Addresses::chosen(&HostRoutes::default(), &chosen)
+                .map(|Addresses { v4, .. }| {
+                    format!("{}/{} {} {} {}", v4.network, v4.prefix_length, v4.container, v4.gateway, v4.dns)
+                })
+                .map_err(|error| error.to_string())
+        };
+        let good = [
+            (None, None, "10.0.2.0/24 10.0.2.100 10.0.2.2 10.0.2.3"),
+            (None, Some("10.0.2.7"), "10.0.2.0/24 10.0.2.7 10.0.2.2 10.0.2.3"),
+            (None, Some("192.0.2.9"), "192.0.2.0/24 192.0.2.9 192.0.2.2 192.0.2.3"),
+            (Some(("10.5.6.7", 16)), None, "10.5.0.0/16 10.5.0.100 10.5.0.2 10.5.0.3"),
+            (Some(("10.5.6.8", 29)), None, "10.5.6.8/29 10.5.6.14 10.5.6.10 10.5.6.11"),
+            (Some(("10.5.0.0", 16)), Some("10.5.9.9"), "10.5.0.0/16 10.5.9.9 10.5.0.2 10.5.0.3"),
+        ];
+        for (subnet, container, expected) in good {
+            assert_eq!(of(subnet, container), Ok(expected.to_owned()));
+        }
+        let bad = [
+            (Some(("10.5.0.0", 30)), None, "a prefix of /30 does not work: choose from /8 to /29"),
+            (Some(("10.5.0.0", 24)), Some("10.6.0.1"), "10.6.0.1 is not in 10.5.0.0/24"),
+            (None, Some("10.0.2.2"), "10.0.2.2 is the gateway's address; choose another"),
+            (None, Some("10.0.2.3"), "10.0.2.3 is the name server's address; choose another"),
+            (None, Some("10.0.2.0"), "10.0.2.0 is the network's own address; choose another"),
+            (None, Some("10.0.2.255"), "10.0.2.255 is the broadcast address; choose another"),
+        ];
+        for (subnet, container, expected) in bad {
+            assert_eq!(of(subnet, container), Err(expected.to_owned()));
+        }
+        for address in ["127.0.0.1", "169.254.1.1", "224.0.0.1", "0.0.0.0", "255.255.255.255"] {
+            assert!(of(None, Some(address)).unwrap_err().contains("is no address"), "{address}");
+        }
+    }
+
+    #[test]
+    fn ipv6_addresses_can_be_chosen() {
+        let of = |subnet: Option<(&str, u8)>, container: Option<&str>| {
+            let chosen = Chosen {
+                subnet_v6: subnet.map(|(address, length)| (address.parse().unwrap(), length)),
+                container_v6: container.map(|address| address.parse().unwrap()),
+                ..Chosen::default()
+            };
+            Addresses::chosen(&HostRoutes::default(), &chosen)
+                .map(|Addresses { v6, .. }| {
+                    format!("{}/{} {} {}", v6.network, v6.prefix_length, v6.container, v6.gateway)
+                })
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(of(None, Some("fd12::9")), Ok("fd12::/64 fd12::9 fd12::2".into()));
+        assert_eq!(of(Some(("fd12::", 48)), None), Ok("fd12::/48 fd12::100 fd12::2".into()));
+        assert_eq!(of(Some(("fd12::8", 125)), None), Ok("fd12::8/125 fd12::f fd12::a".into()));
+        assert_eq!(of(Some(("fd12::", 48)), Some("fd13::9")), Err("fd13::9 is not in fd12::/48".into()));
+        for address in ["::1", "fe80::1", "ff02::1", "::ffff:10.0.0.1"] {
+            assert!(of(None, Some(address)).unwrap_err().contains("is no address"), "{address}");
+        }
     }
 
     #[test]

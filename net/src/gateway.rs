@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::device::{
     FrameSink, PACKET_BYTES_MAX, Transmitter, Unreachable, VNET_HEADER_BYTES, train_segment,
 };
-use crate::dns::{Asker, Dns, Reply};
+use crate::dns::{Asker, Dns, Reply, ResolvConfObserver};
 use crate::frame::{self, Fragment, Packet, Transport};
 use crate::host::{HostStream, KernelHost, lock, prepare_listener};
 use crate::icmp::{Icmp, refused_datagram};
@@ -181,6 +181,13 @@ impl Gateway {
             poller,
             policy,
         })
+    }
+
+    /// Has the host's resolv.conf told to `observer` as it changes, so that the inside's can have its
+    /// search domains. The gateway looks at it when a name is asked for, at most once a second; the
+    /// observer is called on its thread and must not block.
+    pub fn observe_resolv_conf(&mut self, observer: ResolvConfObserver) {
+        self.dns.observe(observer);
     }
 
     /// Runs until `stop` (an eventfd, a pipe, a socket) is readable or hung up.

@@ -72,9 +72,9 @@ mod tcp;
 mod udp;
 mod wheel;
 
-pub use address::{Addresses, HostRoutes, Network};
+pub use address::{AddressError, Addresses, Chosen, HostRoutes, Network};
 pub use config::{Config, DEFAULT_MTU_BYTES, HostLoopback, HostName, Limits, Resolver};
-pub use dns::ResolvConf;
+pub use dns::{ResolvConf, ResolvConfObserver};
 pub use gateway::{Gateway, GatewayError};
 
 /// The gateway's parts that need no kernel: packets and time are passed in. For simulations and

@@ -1,5 +1,7 @@
 //! Return low-level information on containers, images and volumes
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use super::format::render_inspect;
@@ -334,7 +336,8 @@ fn mounts(saved: &Saved) -> Value {
 }
 
 fn network_settings(state: Option<&State>, saved: &Saved) -> Value {
-    let mut ports = Map::new();
+    // In the order of their names, as Go writes a map.
+    let mut ports = BTreeMap::new();
     if let Some(state) = state {
         for (port, kind) in &saved.plan.network.expose {
             ports.insert(format!("{port}/{}", protocol_name(*kind)), Value::Null);
@@ -348,14 +351,73 @@ fn network_settings(state: Option<&State>, saved: &Saved) -> Value {
             }
         }
     }
-    let address =
-        state.and_then(|state| state.address).map(|address| address.to_string()).unwrap_or_default();
+    let addresses = addresses(state);
+    let mut settings = Map::from_iter([
+        ("Bridge".to_owned(), json!("")),
+        ("SandboxID".to_owned(), json!("")),
+        (
+            "SandboxKey".to_owned(),
+            state.map_or_else(String::new, |state| format!("/proc/{}/ns/net", state.pid)).into(),
+        ),
+        ("Ports".to_owned(), json!(ports)),
+        ("EndpointID".to_owned(), json!("")),
+    ]);
+    settings.extend(addresses.clone());
     let networks = match &saved.plan.network.mode {
         // As in Docker: they are the other container's.
         NetworkMode::Container(_) => json!({}),
-        _ => json!({ network_name(saved): { "IPAddress": address } }),
+        _ => {
+            let name = network_name(saved);
+            let mut endpoint = Map::from_iter([
+                ("IPAMConfig".to_owned(), ipam_config(saved)),
+                ("Links".to_owned(), Value::Null),
+                ("Aliases".to_owned(), Value::Null),
+                ("DriverOpts".to_owned(), Value::Null),
+                ("GwPriority".to_owned(), json!(0)),
+                ("NetworkID".to_owned(), super::network::id_of(&name).into()),
+                ("EndpointID".to_owned(), json!("")),
+                ("DNSNames".to_owned(), Value::Null),
+            ]);
+            endpoint.extend(addresses);
+            json!({ name: endpoint })
+        }
     };
-    json!({ "Ports": ports, "IPAddress": address, "Networks": networks })
+    settings.insert("Networks".into(), networks);
+    Value::Object(settings)
+}
+
+/// Docker's fields of a container's addresses; empty where it has none. There is never a hardware address: the
+/// interface has no link layer.
+fn addresses(state: Option<&State>) -> Map<String, Value> {
+    let network = state.and_then(|state| state.network);
+    let text = |address: Option<std::net::IpAddr>| {
+        Value::from(address.map(|address| address.to_string()).unwrap_or_default())
+    };
+    let (v4, v6) = (network.map(|network| network.v4), network.map(|network| network.v6));
+    // A record of an older version has this one alone.
+    let v4_address = v4.map(|v4| v4.address).or_else(|| state.and_then(|state| state.address));
+    Map::from_iter([
+        ("Gateway".to_owned(), text(v4.map(|v4| v4.gateway))),
+        ("IPAddress".to_owned(), text(v4_address)),
+        ("IPPrefixLen".to_owned(), v4.map_or(0, |v4| v4.prefix_length).into()),
+        ("IPv6Gateway".to_owned(), text(v6.map(|v6| v6.gateway))),
+        ("GlobalIPv6Address".to_owned(), text(v6.map(|v6| v6.address))),
+        ("GlobalIPv6PrefixLen".to_owned(), v6.map_or(0, |v6| v6.prefix_length).into()),
+        ("MacAddress".to_owned(), json!("")),
+    ])
+}
+
+/// The addresses that were asked for.
+fn ipam_config(saved: &Saved) -> Value {
+    let chosen = saved.plan.network.addresses;
+    let mut config = Map::new();
+    if let Some(address) = chosen.container_v4 {
+        config.insert("IPv4Address".into(), address.to_string().into());
+    }
+    if let Some(address) = chosen.container_v6 {
+        config.insert("IPv6Address".into(), address.to_string().into());
+    }
+    if config.is_empty() { Value::Null } else { Value::Object(config) }
 }
 
 /// The names of what a container mounts, for `ps`.

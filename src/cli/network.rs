@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::format::{Table, render_inspect};
 use super::{CliError, Context, Exit, Outcome};
-use crate::store::containers::{Containers, Status};
+use crate::store::containers::{Containers, NetworkAddresses, NetworkState, Status};
 use crate::supervisor::Saved;
 
 /// Manage networks
@@ -135,6 +135,12 @@ impl Network {
     fn has_ipv6(self) -> bool {
         self.name == "bridge"
     }
+}
+
+/// The id of the network of this name; empty for none of them.
+#[must_use]
+pub fn id_of(name: &str) -> String {
+    NETWORKS.into_iter().find(|network| network.name == name).map(Network::id).unwrap_or_default()
 }
 
 /// Does one of them.
@@ -275,15 +281,20 @@ fn containers(ctx: &Context, network: Network) -> Result<Value, CliError> {
         let Ok(Status::Running(state)) = containers.status(&record.id) else { continue };
         let Ok(saved) = containers.plan::<Saved>(&record.id) else { continue };
         if super::inspect::network_name(&saved) == network.name {
-            let address = state.address.map(|address| format!("{address}/24")).unwrap_or_default();
+            let text = |of: fn(NetworkState) -> NetworkAddresses| {
+                state
+                    .network
+                    .map(|network| format!("{}/{}", of(network).address, of(network).prefix_length))
+                    .unwrap_or_default()
+            };
             found.insert(
                 record.id.to_string(),
                 json!({
                     "Name": record.name.to_string(),
                     "EndpointID": "",
                     "MacAddress": "",
-                    "IPv4Address": address,
-                    "IPv6Address": "",
+                    "IPv4Address": text(|network| network.v4),
+                    "IPv6Address": text(|network| network.v6),
                 }),
             );
         }

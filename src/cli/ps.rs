@@ -1,5 +1,7 @@
 //! List containers
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -8,6 +10,7 @@ use serde_json::{Value, json};
 use super::format::{Table, ago, human_duration, human_size};
 use super::{CliError, Context, Exit, Outcome};
 use crate::plan::health::{Health, HealthStatus};
+use crate::plan::port::{parse_range, split_protocol};
 use crate::store::containers::{Containers, Record, State, Status};
 use crate::supervisor::Saved;
 
@@ -179,22 +182,60 @@ pub fn describe(status: &Status, health: Option<Health>, now: Timestamp) -> Stri
     }
 }
 
-/// The PORTS column: `127.0.0.1:8080->80/tcp`, sorted as Docker does.
+/// The PORTS column, as Docker writes it: by container port, ports that follow each other as one range, first
+/// what is exposed only and what has the same number on the host, then the other mappings.
 #[must_use]
 pub fn ports(state: &State) -> String {
-    let mut ports: Vec<_> = state.ports.clone();
-    ports.sort_by(|a, b| (a.0, &a.1, a.2.is_ipv6(), a.3).cmp(&(b.0, &b.1, b.2.is_ipv6(), b.3)));
-    let text: Vec<String> = ports
+    let mut ports = state.ports.clone();
+    ports.sort_by(|a, b| (a.0, a.2.is_ipv6(), a.2, a.3, &a.1).cmp(&(b.0, b.2.is_ipv6(), b.2, b.3, &b.1)));
+    let published: BTreeSet<(u16, &str)> =
+        ports.iter().map(|(inner, protocol, ..)| (*inner, protocol.as_str())).collect();
+    let exposed = state
+        .exposed
         .iter()
-        .map(|(inner, protocol, address, port)| {
-            let address = match address {
-                std::net::IpAddr::V6(address) => format!("[{address}]"),
-                std::net::IpAddr::V4(address) => address.to_string(),
-            };
-            format!("{address}:{port}->{inner}/{protocol}")
+        .flat_map(|(first, last, protocol)| (*first..=*last).map(move |port| (port, protocol.as_str())))
+        .filter(|port| !published.contains(port))
+        .map(|(port, protocol)| (port, None, protocol));
+    let same = ports
+        .iter()
+        .filter(|(inner, _, _, outer)| inner == outer)
+        .map(|(inner, protocol, address, _)| (*inner, Some(*address), protocol.as_str()));
+    let mut single: Vec<_> = exposed.chain(same).collect();
+    single.sort_by_key(|(port, address, protocol)| {
+        (*port, address.is_some_and(|a| a.is_ipv6()), *address, *protocol)
+    });
+
+    // A range that cannot go on comes before those that can, which come in the order of their beginnings.
+    let (mut ended, mut open) = (Vec::new(), Vec::<(u16, u16, Option<IpAddr>, &str)>::new());
+    for (port, address, protocol) in single {
+        match open.iter_mut().find(|range| (range.2, range.3) == (address, protocol)) {
+            Some(range) if Some(port) == range.1.checked_add(1) => range.1 = port,
+            Some(range) => ended.push(std::mem::replace(range, (port, port, address, protocol))),
+            None => open.push((port, port, address, protocol)),
+        }
+    }
+    let mut text: Vec<String> = ended
+        .into_iter()
+        .chain(open)
+        .map(|(first, last, address, protocol)| {
+            let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
+            match address {
+                Some(address) => format!("{}:{range}->{range}/{protocol}", bracketed(address)),
+                None => format!("{range}/{protocol}"),
+            }
         })
         .collect();
+    text.extend(ports.iter().filter(|(inner, _, _, outer)| inner != outer).map(
+        |(inner, protocol, address, outer)| format!("{}:{outer}->{inner}/{protocol}", bracketed(*address)),
+    ));
     text.join(", ")
+}
+
+fn bracketed(address: IpAddr) -> String {
+    match address {
+        IpAddr::V6(address) => format!("[{address}]"),
+        IpAddr::V4(address) => address.to_string(),
+    }
 }
 
 /// Bytes on disk of a tree, as far as it can be read.
@@ -300,9 +341,10 @@ fn matches_one(key: &str, value: &str, record: &Record, status: &Status, contain
             .plan::<Saved>(&record.id)
             .is_ok_and(|saved| super::inspect::network_name(&saved) == value),
         "publish" | "expose" => containers.plan::<Saved>(&record.id).is_ok_and(|saved| {
-            let (port, protocol) = value.split_once('/').unwrap_or((value, "tcp"));
+            let asked =
+                split_protocol(value).and_then(|(ports, protocol)| Ok((parse_range(ports)?, protocol))).ok();
             let fits = |inner: u16, kind| {
-                port.parse() == Ok(inner) && super::inspect::protocol_name(kind) == protocol
+                asked.as_ref().is_some_and(|(ports, protocol)| ports.contains(&inner) && *protocol == kind)
             };
             if key == "publish" {
                 saved.plan.network.publish.iter().any(|port| fits(port.container_port, port.protocol))
@@ -316,5 +358,48 @@ fn matches_one(key: &str, value: &str, record: &Record, status: &Status, contain
         }
         "is-task" => value == "false",
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "the state is a literal")]
+
+    use super::*;
+
+    /// What the column shows of published ports (`ip outer inner`) and exposed ranges.
+    fn shown(published: &[(&str, u16, u16)], exposed: &[(u16, u16)]) -> String {
+        let published: Vec<_> =
+            published.iter().map(|(ip, outer, inner)| json!([inner, "tcp", ip, outer])).collect();
+        let exposed: Vec<_> = exposed.iter().map(|(first, last)| json!([first, last, "tcp"])).collect();
+        let state = json!({
+            "started": "2024-01-01T00:00:00Z", "pid": 1, "pid_start_ticks": 1, "boot_id": "", "keeper_pid": 1,
+            "socket": "", "ports": published, "exposed": exposed, "write_mode": "pure", "uid_map": [],
+            "gid_map": [], "address": null,
+        });
+        ports(&serde_json::from_value(state).unwrap())
+    }
+
+    #[test]
+    fn ports_are_shown_as_docker_shows_them() {
+        let (v4, v6) = ("0.0.0.0", "::");
+        assert_eq!(shown(&[], &[]), "");
+        assert_eq!(shown(&[], &[(80, 80), (443, 445)]), "80/tcp, 443-445/tcp");
+        assert_eq!(
+            shown(&[(v4, 8080, 80), (v6, 8080, 80)], &[(80, 80)]),
+            "0.0.0.0:8080->80/tcp, [::]:8080->80/tcp"
+        );
+        assert_eq!(
+            shown(&[(v4, 80, 80), (v4, 81, 81), (v6, 80, 80), (v6, 81, 81)], &[(80, 82)]),
+            "0.0.0.0:80-81->80-81/tcp, [::]:80-81->80-81/tcp, 82/tcp"
+        );
+        assert_eq!(
+            shown(&[("127.0.0.1", 8001, 81), ("127.0.0.1", 8000, 80)], &[(70, 70)]),
+            "70/tcp, 127.0.0.1:8000->80/tcp, 127.0.0.1:8001->81/tcp"
+        );
+        assert_eq!(
+            shown(&[(v4, 80, 80), (v4, 82, 82), (v6, 80, 80)], &[]),
+            "0.0.0.0:80->80/tcp, 0.0.0.0:82->82/tcp, [::]:80->80/tcp"
+        );
     }
 }

@@ -403,6 +403,7 @@ fn network(request: &RunRequest, config: &Config, facts: &BuildFacts) -> Result<
         dns_options: asked.dns_options.clone(),
         host_loopback: asked.host_loopback.clone(),
         mtu_bytes: asked.mtu_bytes,
+        addresses: asked.addresses,
     })
 }
 

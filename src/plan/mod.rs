@@ -8,7 +8,7 @@
 //! compared as text; and nothing here trusts the image's configuration, which is a stranger's.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use oci_spec::runtime::Spec;
@@ -222,6 +222,37 @@ pub struct NetworkPlan {
     pub host_loopback: HostLoopback,
     /// MTU of the container's interface in bytes (`--opt mtu=`, `--network bridge:mtu=`).
     pub mtu_bytes: Option<u16>,
+    /// Addresses that were chosen; the rest is what is free at the start.
+    #[serde(default, skip_serializing_if = "ChosenAddresses::is_none")]
+    pub addresses: ChosenAddresses,
+}
+
+/// Addresses chosen by hand for the userspace network, checked when they were given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChosenAddresses {
+    /// An address of the IPv4 network, and its prefix's length in bits.
+    pub subnet_v4: Option<(Ipv4Addr, u8)>,
+    /// An address of the IPv6 network, and its prefix's length in bits.
+    pub subnet_v6: Option<(Ipv6Addr, u8)>,
+    /// The container's IPv4 address.
+    pub container_v4: Option<Ipv4Addr>,
+    /// The container's IPv6 address.
+    pub container_v6: Option<Ipv6Addr>,
+}
+
+impl ChosenAddresses {
+    /// Whether nothing was chosen.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl From<ChosenAddresses> for net::Chosen {
+    fn from(chosen: ChosenAddresses) -> Self {
+        let ChosenAddresses { subnet_v4, subnet_v6, container_v4, container_v6 } = chosen;
+        Self { subnet_v4, subnet_v6, container_v4, container_v6 }
+    }
 }
 
 /// Where an extra host name points.

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::health::Healthcheck;
 use super::restart::RestartPolicy;
 use super::{
-    HostAddress, HostLoopback, Labels, NetworkMode, Protocol, PublishedPort, Relabel, SeccompPlan,
-    StorageQuota, WriteMode,
+    ChosenAddresses, HostAddress, HostLoopback, Labels, NetworkMode, Protocol, PublishedPort, Relabel,
+    SeccompPlan, StorageQuota, WriteMode,
 };
 use crate::id::Name;
 
@@ -341,6 +341,9 @@ pub struct NetworkRequest {
     pub mode: NetworkMode,
     /// `--network bridge:mtu=`, in bytes.
     pub mtu_bytes: Option<u16>,
+    /// `--ip`, `--ip6`, `--network bridge:subnet=`.
+    #[serde(default, skip_serializing_if = "ChosenAddresses::is_none")]
+    pub addresses: ChosenAddresses,
     /// `-h`.
     pub hostname: Option<String>,
     /// `--domainname`.
@@ -368,6 +371,7 @@ impl Default for NetworkRequest {
         Self {
             mode: NetworkMode::Bridge,
             mtu_bytes: None,
+            addresses: ChosenAddresses::default(),
             hostname: None,
             domainname: None,
             publish: Vec::new(),

@@ -168,6 +168,12 @@ pub struct State {
     pub gid_map: Vec<(u32, u32, u32)>,
     /// The container's IPv4 address, where it has one.
     pub address: Option<std::net::IpAddr>,
+    /// Its addresses and those round it, where it has a network of its own.
+    #[serde(default)]
+    pub network: Option<NetworkState>,
+    /// Exposed ports, as `(first, last, protocol)` of each range.
+    #[serde(default)]
+    pub exposed: Vec<(u16, u16, String)>,
     /// How often its policy has restarted it since it was started by hand.
     #[serde(default)]
     pub restarts: u32,
@@ -177,6 +183,26 @@ pub struct State {
     /// Directory of its control group, where it has one.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+}
+
+/// The addresses of a container's network of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkState {
+    /// IPv4.
+    pub v4: NetworkAddresses,
+    /// IPv6.
+    pub v6: NetworkAddresses,
+}
+
+/// Those of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkAddresses {
+    /// The container's.
+    pub address: std::net::IpAddr,
+    /// The length of its network's prefix, in bits.
+    pub prefix_length: u8,
+    /// The default route.
+    pub gateway: std::net::IpAddr,
 }
 
 /// How a container ended.

@@ -30,7 +30,9 @@ use crate::sandbox::idmap::{Facts, IdMaps, Wanted, choose};
 use crate::sandbox::init::{self, Enter, RootKind};
 use crate::sandbox::join::Joined;
 use crate::sandbox::{Failure, Stage, Stdio};
-use crate::store::containers::{self, ContainerError, Containers, Lock, Record, State};
+use crate::store::containers::{
+    self, ContainerError, Containers, Lock, NetworkAddresses, NetworkState, Record, State,
+};
 use crate::sys;
 use crate::sys::process::Fork;
 
@@ -81,6 +83,9 @@ pub enum LaunchError {
     /// A port cannot be published.
     #[error(transparent)]
     Port(#[from] net::publish::BindError),
+    /// Addresses that do not go together.
+    #[error("cannot choose the container's addresses")]
+    Address(#[from] net::AddressError),
     /// The image's files in the store cannot be used.
     #[error("cannot use {path}; the image may be damaged: remove it and load it again")]
     Image {
@@ -193,6 +198,8 @@ struct Prepared {
     tree: Option<PathBuf>,
     filesystem: Option<serve::Server>,
     network: Option<(net::publish::Listeners, net::Config)>,
+    /// The container's resolv.conf, where it follows the host's.
+    resolv_conf: Option<etc::Mirror>,
     link: Option<net::link::LinkConfig>,
     /// The containers whose namespaces are joined; with the first one the user namespace.
     peers: Vec<Joined>,
@@ -221,6 +228,11 @@ fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Pr
         None => etc::write(&dir.join("etc"), plan, network.as_ref().map(|(_, config)| config)),
     }
     .map_err(io_error(|| "write the container's /etc files".into()))?;
+    let resolv_conf = network
+        .as_ref()
+        .map(|(_, config)| etc::Mirror::open(&dir.join("etc"), plan, config))
+        .transpose()
+        .map_err(io_error(|| "open the container's resolv.conf".into()))?;
     let log = (saved.request.log_driver != LogDriver::None).then(|| dir.join("log"));
     let state = State {
         started: Timestamp::now(),
@@ -240,6 +252,8 @@ fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Pr
         uid_map: maps.uids.clone(),
         gid_map: maps.gids.clone(),
         address: network.as_ref().map(|(_, config)| IpAddr::V4(config.addresses.v4.container)),
+        network: network.as_ref().map(|(_, config)| network_state(&config.addresses)),
+        exposed: exposed_ranges(&plan.network.expose),
         restarts: 0,
         paused: false,
         cgroup: None,
@@ -255,6 +269,7 @@ fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Pr
         tree,
         filesystem,
         network,
+        resolv_conf,
         link,
         peers: peers.joined,
         state: State { cgroup: group.as_ref().map(|group| group.path().to_owned()), ..state },
@@ -442,6 +457,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     let parts = server::Parts {
         filesystem: prepared.filesystem,
         network: prepared.network,
+        resolv_conf: prepared.resolv_conf,
         init: server_from_init,
         keeper: server_keeper,
         sources,
@@ -792,7 +808,7 @@ fn network(
         return Ok(None);
     }
     let listeners = publish(&network.publish)?;
-    let addresses = net::Addresses::default_for(&net::HostRoutes::read());
+    let addresses = net::Addresses::chosen(&net::HostRoutes::read(), &network.addresses.into())?;
     let mut config = net::Config::new(addresses);
     if let Some(mtu) = network.mtu_bytes {
         config.mtu_bytes = mtu;
@@ -828,6 +844,36 @@ fn publish(ports: &[PublishedPort]) -> Result<net::publish::Listeners, net::publ
         })
         .collect();
     net::publish::bind(&requests)
+}
+
+fn network_state(addresses: &net::Addresses) -> NetworkState {
+    let net::Addresses { v4, v6 } = addresses;
+    NetworkState {
+        v4: NetworkAddresses {
+            address: v4.container.into(),
+            prefix_length: v4.prefix_length,
+            gateway: v4.gateway.into(),
+        },
+        v6: NetworkAddresses {
+            address: v6.container.into(),
+            prefix_length: v6.prefix_length,
+            gateway: v6.gateway.into(),
+        },
+    }
+}
+
+/// Exposed ports as ranges: an image may expose all there are.
+fn exposed_ranges(ports: &[(u16, Protocol)]) -> Vec<(u16, u16, String)> {
+    let mut ports = ports.to_vec();
+    ports.sort_by_key(|(port, protocol)| (*protocol, *port));
+    ports
+        .chunk_by(|a, b| a.1 == b.1 && (b.0 == a.0 || Some(b.0) == a.0.checked_add(1)))
+        .filter_map(|range| {
+            let ((first, protocol), (last, _)) = (range.first()?, range.last()?);
+            let protocol = if *protocol == Protocol::Tcp { "tcp" } else { "udp" };
+            Some((*first, *last, protocol.to_owned()))
+        })
+        .collect()
 }
 
 fn bound(listeners: &net::publish::Listeners) -> Vec<(u16, String, IpAddr, u16)> {

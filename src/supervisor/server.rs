@@ -11,9 +11,9 @@ use fuse_overlay::serve;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
-use super::fence;
 use super::log::{Stream, Writer};
 use super::pump::{Event, Pump};
+use super::{etc, fence};
 use crate::plan::seccomp::Program;
 use crate::sandbox::init::message;
 use crate::sys;
@@ -35,6 +35,8 @@ pub struct Parts {
     pub filesystem: Option<serve::Server>,
     /// Published ports and the network's settings.
     pub network: Option<(net::publish::Listeners, net::Config)>,
+    /// The container's resolv.conf, where it follows the host's.
+    pub resolv_conf: Option<etc::Mirror>,
     /// From init.
     pub init: OwnedFd,
     /// To and from the keeper.
@@ -86,6 +88,7 @@ fn serve(parts: Parts) -> Result<(), String> {
     }
     let mut filesystem = parts.filesystem;
     let mut network = parts.network;
+    let mut resolv_conf = parts.resolv_conf;
     let mut fuse_thread = None;
     let mut net_stop = None;
     loop {
@@ -100,8 +103,16 @@ fn serve(parts: Parts) -> Result<(), String> {
                 Some((&message::TUN, features)) => {
                     if let (Some((listeners, config)), Ok(features)) = (network.take(), features.try_into()) {
                         let tun = net::link::Tun::from_parts(fd, u32::from_ne_bytes(features));
-                        let gateway =
+                        let mut gateway =
                             net::Gateway::new(tun, listeners, config).map_err(|error| chain(&error))?;
+                        if let Some(mut mirror) = resolv_conf.take() {
+                            gateway.observe_resolv_conf(Box::new(move |host| {
+                                if let Err(error) = mirror.follow(host) {
+                                    // Names still resolve, with the old search domains.
+                                    eprintln!("net: cannot write the container's resolv.conf: {error}");
+                                }
+                            }));
+                        }
                         let (stopped, stop) =
                             pipe2(OFlag::O_CLOEXEC).map_err(|errno| format!("pipe: {errno}"))?;
                         net_stop = Some(stop);

@@ -251,6 +251,7 @@ impl View {
         let parts = server::Parts {
             filesystem,
             network: None,
+            resolv_conf: None,
             init: server_side,
             keeper: watched,
             sources: Vec::new(),

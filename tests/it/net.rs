@@ -247,3 +247,105 @@ fn networks_are_listed_and_inspected() {
     h.run("network rm bridge").fails(1, &["bridge is a pre-defined network and cannot be removed"]);
     h.run("network create mine").fails(1, &["--network container:NAME"]);
 }
+
+/// A host address of the test's own, so that its fixed ports are nobody else's.
+const OWN: &str = "127.83.7.1";
+
+#[test]
+fn ranges_and_conflicts_of_ports() {
+    let Some(h) = Hostel::new() else { return };
+    // A range gives the first free port; what is asked for by its number comes first, whatever the order.
+    h.detached(&format!(
+        "--name web -p {OWN}:8000-8002:81 -p {OWN}:8000-8002:80 -p {OWN}:8000:82 -p {OWN}:8090-8091:8090-8091 \
+         -p {OWN}:8000-8002:80 --expose 8090-8093 --expose 7/udp busybox sleep 100"
+    ));
+    h.run("port web").ok().stdout(&format!(
+        "80/tcp -> {OWN}:8001\n81/tcp -> {OWN}:8002\n82/tcp -> {OWN}:8000\n8090/tcp -> {OWN}:8090\n8091/tcp -> {OWN}:8091\n"
+    ));
+    h.run("port web 80").ok().stdout(&format!("{OWN}:8001\n"));
+    h.run("port web 80/udp").fails(1, &["no public port '80/udp' published for web"]);
+    h.run("ps --format '{{.Ports}}'").ok().stdout(&format!(
+        "7/udp, {OWN}:8090-8091->8090-8091/tcp, 8092-8093/tcp, {OWN}:8001->80/tcp, {OWN}:8002->81/tcp, {OWN}:8000->82/tcp\n"
+    ));
+    h.run("ps --filter publish=80-82 --format '{{.Names}}'").ok().stdout("web\n");
+    h.run("ps --filter expose=8092/tcp --format '{{.Names}}'").ok().stdout("web\n");
+    h.run("ps --filter publish=8092 --format '{{.Names}}'").ok().stdout("");
+    h.run(&format!("run --rm -p {OWN}:8000-8002:80 busybox true"))
+        .fails(125, &["every port of the range is taken", "8000-8002"]);
+    h.run(&format!("run --rm -p {OWN}:8003:80 -p {OWN}:8003:81 busybox true"))
+        .fails(125, &["8003/tcp: the port was asked for twice"]);
+}
+
+#[test]
+fn exposed_ports_get_a_number_each() {
+    let Some(h) = Hostel::new() else { return };
+    h.detached("--name web -P --expose 80-81 --expose 80/udp -p 127.0.0.1::81 busybox sleep 100");
+    let ports = h.run("port web").ok().out();
+    let lines: Vec<_> = ports.lines().filter(|line| !line.contains("[::]")).collect();
+    let starts = ["80/tcp -> 0.0.0.0:", "80/udp -> 0.0.0.0:", "81/tcp -> 127.0.0.1:"];
+    assert_eq!(lines.len(), starts.len(), "{ports}");
+    for (line, start) in lines.into_iter().zip(starts) {
+        let number: u16 = line.strip_prefix(start).expect(line).parse().unwrap();
+        assert_ne!(number, 0);
+    }
+}
+
+#[test]
+fn addresses_and_mtu_can_be_chosen() {
+    let Some(h) = Hostel::new() else { return };
+    let chosen = "--ip 192.0.2.9 --opt mtu=1400 --network bridge:subnet=fd83:7::/64,ip6=fd83:7::9";
+    h.detached(&format!("--name web {chosen} --hostname web.example.org busybox sleep 100"));
+    h.run("exec web cat /sys/class/net/eth0/mtu").ok().stdout("1400\n");
+    h.run("exec web sh -c 'ip route | cut -d \" \" -f 1-3 && grep web /etc/hosts && grep server /etc/resolv.conf'")
+        .ok()
+        .stdout(
+            "default via 192.0.2.2\n192.0.2.0/24 dev eth0\n192.0.2.9\tweb.example.org web\n\
+             fd83:7::9\tweb.example.org web\nnameserver 192.0.2.3\n",
+        );
+    let settings = "{{with .NetworkSettings}}{{.Gateway}} {{.IPAddress}}/{{.IPPrefixLen}} {{.IPv6Gateway}} \
+                    {{.GlobalIPv6Address}}/{{.GlobalIPv6PrefixLen}} [{{.MacAddress}}]{{end}}";
+    h.args(&["inspect", "-f", settings, "web"])
+        .ok()
+        .stdout("192.0.2.2 192.0.2.9/24 fd83:7::2 fd83:7::9/64 []\n");
+    let containers = "{{range .Containers}}{{.IPv4Address}} {{.IPv6Address}}{{end}}";
+    h.args(&["network", "inspect", "-f", containers, "bridge"]).ok().stdout("192.0.2.9/24 fd83:7::9/64\n");
+    h.run("stop -t 0 web").ok();
+    h.args(&["inspect", "-f", settings, "web"]).ok().stdout(" /0  /0 []\n");
+    let refused = [
+        ("--ip 10.0.2.2", "10.0.2.2 is the gateway's address; choose another"),
+        ("--ip 10.0.2.3", "name server's address"),
+        ("--ip 127.0.0.5", "loopback"),
+        ("--network bridge:subnet=10.9.0.0/30", "choose from /8 to /29"),
+        ("--network none --ip 10.0.2.9", "conflicting options: ip and the network mode"),
+        ("--opt mtu=1000", "mtu=1280..65535"),
+        ("--mac-address 02:00:00:00:00:09", "no link layer"),
+        ("--network-alias db", "nobody else could use the name"),
+    ];
+    for (flags, why) in refused {
+        h.run(&format!("run --rm {flags} busybox true")).fails(125, &[why]);
+    }
+}
+
+#[test]
+fn a_flood_in_one_container_leaves_another_alone() {
+    let Some(h) = Hostel::debian() else { return };
+    let port = free_port();
+    h.detached(&format!("--name web -p 127.0.0.1:{port}:80 debian nginx -g 'daemon off;'"));
+    wait_for_server(port);
+    // Connects and datagrams from ever new ports to ports of the host's loopback where nobody is.
+    let flood = "python3 -c 'import socket\nn, held = 0, []\nwhile True:\n  n += 1\n  for kind in (1, 2):\n    \
+                 s = socket.socket(socket.AF_INET, kind)\n    s.setblocking(False)\n    try:\n      \
+                 s.connect((\"10.0.2.2\", n % 900 + 1))\n      s.send(b\"x\" * 1000)\n    except OSError:\n      pass\n    \
+                 held.append(s)\n  if n == 3000:\n    print(\"flooding\", flush=True)\n  if n > 500:\n    held.pop(0).close()\n    \
+                 held.pop(0).close()'";
+    h.detached(&format!("--name flood --host-loopback all debian {flood}"));
+    h.wait_for_log("flood", "flooding");
+    for _ in 0..40 {
+        assert_eq!(get(port, "/").unwrap(), b"served from the fixture\n");
+    }
+    // It is still at it, and its own network still answers.
+    h.run("exec flood python3 -c 'import socket; print(socket.gethostbyname(\"host.docker.internal\"))'")
+        .ok()
+        .stdout("10.0.2.2\n");
+    h.run("rm -f flood").ok();
+}

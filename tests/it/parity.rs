@@ -243,6 +243,97 @@ const THINGS: [(&str, Answer); 30] = [
     ("inspect nosuch", Docker(1, "[]\n")),
 ];
 
+/// The network's flags and verbs. Fixed ports are of an address of the table's own, and of containers that end at
+/// once: each row runs twice.
+const NET: [(&str, Answer); 68] = [
+    ("run --rm -p 80 busybox true", Podman),
+    ("run --rm -p 127.0.0.1::80 busybox true", Podman),
+    ("run --rm -p 127.83.9.1:8000:80 busybox true", Podman),
+    ("run --rm -p 127.83.9.1:8000:80/udp busybox true", Podman),
+    ("run --rm -p 127.83.9.1:8000:80/UDP busybox true", Docker(0, "")),
+    ("run --rm -p 127.83.9.1:8000-8001:80-81 busybox true", Podman),
+    // Podman wants ranges of one length.
+    ("run --rm -p 127.83.9.1:8000-8001:80 busybox true", Docker(0, "")),
+    ("run --rm -p 127.83.9.1:8000:80 -p 127.83.9.1:8000:80 busybox true", Podman),
+    ("run --rm -p 127.83.9.1:8000:80 -p 127.83.9.1:8000:81 busybox true", Docker(125, "")),
+    ("run --rm -p [::1]:8090:80 busybox true", Podman),
+    ("run --rm -p [::1]::80 busybox true", Podman),
+    ("run --rm -p [::1:8090:80 busybox true", Podman),
+    ("run --rm -p 1-3:1-2 busybox true", Docker(125, "")),
+    ("run --rm -p 8001-8000:80-81 busybox true", Docker(125, "")),
+    ("run --rm -p x:80 busybox true", Podman),
+    ("run --rm -p 80:x busybox true", Podman),
+    ("run --rm -p 80:80:80:80 busybox true", Podman),
+    ("run --rm -p 127.0.0.1:80 busybox true", Podman),
+    ("run --rm -p nohost:80:80 busybox true", Podman),
+    ("run --rm -p 192.0.2.77:8000:80 busybox true", Docker(125, "")),
+    ("run --rm -p 80/nosuch busybox true", Podman),
+    ("run --rm -p 70000 busybox true", Podman),
+    ("run --rm -p 0:80 busybox true", Docker(0, "")),
+    ("run --rm -p 80:0 busybox true", Podman),
+    // Podman publishes nothing.
+    ("run --rm -p '' busybox true", Docker(125, "")),
+    ("run --rm --network none -p 80 busybox true", Docker(0, "")),
+    ("run --rm --network host -p 80 busybox true", Podman),
+    ("run --rm --expose 80 busybox true", Podman),
+    ("run --rm --expose 80-82/udp busybox true", Podman),
+    ("run --rm --expose x busybox true", Podman),
+    ("run --rm --expose 82-80 busybox true", Podman),
+    ("run --rm --expose 80:80 busybox true", Podman),
+    ("run -d --name pp -P --expose 7000-7001 --expose 7000/udp busybox sleep 1000", Podman),
+    ("inspect -f '{{len .NetworkSettings.Ports}}' pp", Podman),
+    ("inspect -f '{{range $port, $binding := .NetworkSettings.Ports}}{{$port}} {{end}}' pp", Podman),
+    ("port pp 9999", Docker(1, "")),
+    ("port pp x", Docker(1, "")),
+    ("port nosuch", Docker(1, "")),
+    ("ps --filter network=nosuch --format '{{.Names}}'", Podman),
+    ("rm -f pp", Docker(0, "pp\n")),
+    ("create --name ee --expose 80 -p 127.83.9.1:8000:80 busybox true", Podman),
+    ("port ee", Docker(0, "")),
+    ("ps -a --filter name=ee --format '[{{.Ports}}]'", Docker(0, "[]\n")),
+    (
+        "inspect -f '{{range $p, $b := .HostConfig.PortBindings}}{{$p}} {{(index $b 0).HostIp}} {{(index $b 0).HostPort}}{{end}}' ee",
+        // Podman's templates know Go's names only.
+        Docker(0, "80/tcp 127.83.9.1 8000\n"),
+    ),
+    (
+        "inspect -f '[{{.NetworkSettings.IPAddress}}] {{.NetworkSettings.IPPrefixLen}} [{{.NetworkSettings.Gateway}}]' ee",
+        Podman,
+    ),
+    ("rm ee", Podman),
+    ("run --rm --network nosuch busybox true", Podman),
+    ("run --rm --network container:nosuch busybox true", Podman),
+    ("run --rm --network container: busybox true", Podman),
+    ("run --rm --network none busybox sh -c 'ip -o link | wc -l'", Podman),
+    ("run --rm --network host busybox sh -c 'test -e /sys/class/net/lo && echo there'", Podman),
+    ("run --rm --net none busybox ls /sys/class/net", Podman),
+    ("run --rm --dns x busybox true", Podman),
+    ("run --rm --dns 192.0.2.7 --dns 192.0.2.8 busybox grep nameserver /etc/resolv.conf", Podman),
+    ("run --rm --dns 2001:db8::7 busybox grep nameserver /etc/resolv.conf", Podman),
+    (
+        "run --rm --dns 192.0.2.7 --dns-search a.example --dns-search b.example busybox grep search /etc/resolv.conf",
+        Podman,
+    ),
+    ("run --rm --dns 192.0.2.7 --dns-search . busybox grep -c search /etc/resolv.conf", Podman),
+    (
+        "run --rm --dns 192.0.2.7 --dns-option ndots:3 --dns-option rotate busybox grep options /etc/resolv.conf",
+        Podman,
+    ),
+    ("run --rm --dns-search 'a b' busybox true", Docker(125, "")),
+    ("run --rm --add-host a:192.0.2.1 --add-host a:2001:db8::1 busybox grep -w a /etc/hosts", Podman),
+    ("run --rm --add-host a:nosuch busybox true", Podman),
+    ("run --rm --add-host a busybox true", Podman),
+    ("run --rm --add-host gw:host-gateway busybox grep -cw gw /etc/hosts", Docker(0, "1\n")),
+    (
+        "run --rm --hostname box --domainname example.org busybox sh -c 'hostname; cat /proc/sys/kernel/domainname'",
+        Docker(0, "box\nexample.org\n"),
+    ),
+    ("run --rm --hostname box.example.org busybox sh -c 'hostname; hostname -s'", Podman),
+    ("network ls -q --filter name=nosuch", Podman),
+    ("network inspect nosuch", Docker(1, "[]\n")),
+    ("network rm nosuch", Docker(1, "")),
+];
+
 #[test]
 fn podman_and_hostel_answer_alike() {
     compare("first", &ROWS);
@@ -261,6 +352,11 @@ fn a_life_is_podmans() {
 #[test]
 fn volumes_and_images_are_podmans() {
     compare("things", &THINGS);
+}
+
+#[test]
+fn the_network_is_podmans() {
+    compare("net", &NET);
 }
 
 /// Runs the rows by both; `name` keeps podman's store of a table apart from the others.

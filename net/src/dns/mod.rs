@@ -53,7 +53,12 @@ pub(crate) struct Reply {
     pub(crate) message: Vec<u8>,
 }
 
+/// Told of the host's resolv.conf as it is read, at first and when it has changed.
+pub type ResolvConfObserver = Box<dyn FnMut(&ResolvConf) + Send>;
+
 pub(crate) struct Dns {
+    /// Besides the queries there may be somebody who wants to know.
+    observer: Option<ResolvConfObserver>,
     poller: Arc<Poller>,
     random: Random,
     resolver: Resolver,
@@ -83,6 +88,7 @@ impl Dns {
             }
         }
         Self {
+            observer: None,
             poller,
             random: Random::new(),
             resolver: config.resolver.clone(),
@@ -97,8 +103,18 @@ impl Dns {
         }
     }
 
+    /// Has the host's resolv.conf told to `observer`. It is looked at when a name is asked for.
+    pub(crate) fn observe(&mut self, observer: ResolvConfObserver) {
+        self.observer = Some(observer);
+    }
+
     /// Takes a query. Returns the answer if there is one at once.
     pub(crate) fn ask(&mut self, now: Tick, asker: Asker, message: &[u8]) -> Option<Reply> {
+        if let Some(resolv_conf) = self.resolv_conf.refresh(now)
+            && let Some(observer) = &mut self.observer
+        {
+            observer(resolv_conf);
+        }
         let Ok(query) = message::parse_query(message)? else {
             let message = message::answer_format_error(message)?;
             return Some(Reply { to: asker, message });

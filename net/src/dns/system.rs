@@ -168,16 +168,24 @@ impl<T> Followed<T> {
 
     /// The content, as of a second ago at most.
     pub(crate) fn get(&mut self, now: Tick) -> &T {
-        if now >= self.check_at {
-            self.check_at = now + CHECK_AFTER_MS;
-            let identity = identity(&self.path);
-            // A file that is gone for the moment is being replaced: the old content stands.
-            if identity.is_some() && identity != self.identity {
-                self.identity = identity;
-                self.value = (self.parse)(&read_text(&self.path));
-            }
-        }
+        self.refresh(now);
         &self.value
+    }
+
+    /// Looks at the file, if it is time. Returns the content if it is another.
+    pub(crate) fn refresh(&mut self, now: Tick) -> Option<&T> {
+        if now < self.check_at {
+            return None;
+        }
+        self.check_at = now + CHECK_AFTER_MS;
+        let identity = identity(&self.path);
+        // A file that is gone for the moment is being replaced: the old content stands.
+        if identity.is_none() || identity == self.identity {
+            return None;
+        }
+        self.identity = identity;
+        self.value = (self.parse)(&read_text(&self.path));
+        Some(&self.value)
     }
 }
 

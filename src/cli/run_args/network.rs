@@ -1,19 +1,19 @@
 //! The network's flags, and the container's names in it.
 
+pub(super) mod attachment;
+
 use std::net::IpAddr;
 
 use clap::Args;
 
-use super::{invalid_argument, not_supported, ports, refused};
+use super::{invalid_argument, ports, refused};
 use crate::cli::CliError;
 use crate::plan::request::{NamespaceMode, NetworkRequest, SecurityRequest};
 use crate::plan::{HostAddress, HostLoopback, NetworkMode};
+use attachment::Attachment;
 
 /// The kernel's limit of a host name (uname(2)).
 const MAX_HOSTNAME_LEN: usize = 64;
-
-/// The smallest MTU that IPv6 allows, and so the smallest that keeps both families working.
-const MIN_MTU_BYTES: u16 = 1280;
 
 /// The flags.
 #[derive(Args, Clone, Debug, Default)]
@@ -42,9 +42,18 @@ pub(super) struct NetworkArgs {
     /// Container host name
     #[arg(short = 'h', long, value_name = "NAME")]
     hostname: Option<String>,
-    /// Connect a container to a network ("bridge", "none", "host", "container:NAME")
+    /// IPv4 address of the container (e.g., 10.0.2.50)
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Option<String>,
+    /// IPv6 address of the container (e.g., fd00::50)
+    #[arg(long, value_name = "ADDRESS")]
+    ip6: Option<String>,
+    /// Connect a container to a network ("bridge[:OPTION=VALUE,...]", "none", "host", "container:NAME")
     #[arg(long, alias = "net", value_name = "NETWORK")]
     network: Vec<String>,
+    /// Set an option of the container's own network ("mtu=1400", "subnet=10.9.0.0/24")
+    #[arg(long, value_name = "OPTION=VALUE")]
+    opt: Vec<String>,
     /// Publish a container's port(s) to the host
     #[arg(short, long, value_name = "[[IP:]HOST:]PORT")]
     publish: Vec<String>,
@@ -55,10 +64,12 @@ pub(super) struct NetworkArgs {
 
 impl NetworkArgs {
     pub(super) fn parse(self, security: &SecurityRequest) -> Result<NetworkRequest, CliError> {
-        let (mode, mtu_bytes) = parse_networks(&self.network)?;
+        let Attachment { mode, mtu_bytes, addresses } =
+            Attachment::parse(&self.network, &self.opt, self.ip.as_deref(), self.ip6.as_deref())?;
         let mut request = NetworkRequest {
             mode,
             mtu_bytes,
+            addresses,
             hostname: self.hostname.filter(|name| !name.is_empty()).map(check_hostname).transpose()?,
             domainname: self.domainname.filter(|name| !name.is_empty()).map(check_hostname).transpose()?,
             publish_all: self.publish_all,
@@ -110,53 +121,6 @@ fn check_conflicts(request: &NetworkRequest, security: &SecurityRequest) -> Resu
     }
 }
 
-fn parse_networks(texts: &[String]) -> Result<(NetworkMode, Option<u16>), CliError> {
-    let mut networks = texts.iter().map(|text| parse_network(text)).collect::<Result<Vec<_>, _>>()?;
-    networks.dedup();
-    if networks.len() > 1 {
-        return Err(not_supported("more than one --network", "a container has one interface"));
-    }
-    Ok(networks.pop().unwrap_or((NetworkMode::Bridge, None)))
-}
-
-/// One `--network`: `bridge`, `host`, `none`, `container:NAME`, `bridge:mtu=1400`, or Docker's long
-/// form `name=bridge`.
-fn parse_network(text: &str) -> Result<(NetworkMode, Option<u16>), CliError> {
-    let name = match text.strip_prefix("name=") {
-        Some(rest) if rest.contains(',') => {
-            return Err(not_supported("--network with options", "the userspace network takes none of them"));
-        }
-        Some(rest) => rest,
-        None => text,
-    };
-    let (name, options) = name.split_once(':').map_or((name, None), |(name, options)| (name, Some(options)));
-    let mode = match (name, options) {
-        ("container", Some("") | None) => {
-            return Err(refused("invalid container format container:<name|id>"));
-        }
-        ("container", Some(reference)) => return Ok((NetworkMode::Container(reference.into()), None)),
-        // podman's names for a private network made in user space are what bridge is here.
-        ("bridge" | "default" | "private" | "pasta" | "slirp4netns" | "", _) => NetworkMode::Bridge,
-        ("none", None) => NetworkMode::None,
-        ("host", None) => NetworkMode::Host,
-        _ => return Err(refused(format!("network {text} not found")).with_hint(
-            "the networks are bridge, none, host and container:NAME; networks of one's own do not exist yet",
-        )),
-    };
-    let mtu_bytes = match options {
-        None => None,
-        Some(options) => {
-            let mtu = options.strip_prefix("mtu=").and_then(|mtu| mtu.parse().ok());
-            Some(mtu.filter(|mtu| *mtu >= MIN_MTU_BYTES).ok_or_else(|| {
-                refused(format!(
-                    "invalid network option {options:?}: the one there is is mtu={MIN_MTU_BYTES}..65535"
-                ))
-            })?)
-        }
-    };
-    Ok((mode, mtu_bytes))
-}
-
 fn check_hostname(name: String) -> Result<String, CliError> {
     if name.len() > MAX_HOSTNAME_LEN || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(refused(format!(
@@ -197,8 +161,11 @@ fn check_search(domain: &str) -> Result<String, CliError> {
             && !label.starts_with('-')
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
     };
+    let has_letter = trimmed.contains(|c: char| c.is_ascii_alphabetic());
     let valid = trimmed == "."
-        || (trimmed.len() <= 255 && trimmed.strip_suffix('.').unwrap_or(trimmed).split('.').all(label));
+        || (has_letter
+            && trimmed.len() <= 255
+            && trimmed.strip_suffix('.').unwrap_or(trimmed).split('.').all(label));
     if valid {
         Ok(trimmed.to_owned())
     } else {
@@ -234,33 +201,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn networks() {
-        let table = [
-            ("bridge", NetworkMode::Bridge, None),
-            ("default", NetworkMode::Bridge, None),
-            ("name=bridge", NetworkMode::Bridge, None),
-            ("bridge:mtu=9000", NetworkMode::Bridge, Some(9000)),
-            ("none", NetworkMode::None, None),
-            ("host", NetworkMode::Host, None),
-            ("container:web", NetworkMode::Container("web".into()), None),
-        ];
-        for (text, mode, mtu) in table {
-            assert_eq!(parse_network(text).ok(), Some((mode, mtu)), "{text}");
-        }
-        let table = [
-            ("mine", "network mine not found"),
-            ("container:", "invalid container format container:<name|id>"),
-            ("host:x", "network host:x not found"),
-            ("bridge:mtu=100", "invalid network option \"mtu=100\": the one there is is mtu=1280..65535"),
-        ];
-        for (text, message) in table {
-            assert_eq!(parse_network(text).map_err(|e| e.message().to_owned()), Err(message.into()));
-        }
-        assert!(parse_networks(&["host".into(), "host".into()]).is_ok());
-        assert!(parse_networks(&["host".into(), "none".into()]).is_err());
-    }
-
-    #[test]
     fn extra_hosts() {
         let ip = |text: &str| HostAddress::Ip(text.parse().expect("an address"));
         let table = [
@@ -291,10 +231,10 @@ mod tests {
             parse_dns("x").map_err(|e| e.message().to_owned()),
             Err("invalid argument \"x\" for \"--dns\" flag: IP address is not correctly formatted: x".into())
         );
-        for good in [".", "example.com", "a", "x_y.example.", "1.2"] {
+        for good in [".", "example.com", "a", "x_y.example.", "1.2a"] {
             assert!(check_search(good).is_ok(), "{good}");
         }
-        for bad in ["", "a..b", "-a", "a b", "a\nnameserver 1.2.3.4", &"a".repeat(64)] {
+        for bad in ["", "1.2", "a..b", "-a", "a b", "a\nnameserver 1.2.3.4", &"a".repeat(64)] {
             assert!(check_search(bad).is_err(), "{bad}");
         }
         assert!(check_option("ndots:2".into()).is_ok());

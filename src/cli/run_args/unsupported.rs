@@ -27,12 +27,6 @@ pub(super) struct UnsupportedArgs {
     /// Maximum IOps limit for the system drive (Windows only)
     #[arg(long, hide = true)]
     io_maxiops: Option<String>,
-    /// IPv4 address (not yet)
-    #[arg(long, hide = true)]
-    ip: Option<String>,
-    /// IPv6 address (not yet)
-    #[arg(long, hide = true)]
-    ip6: Option<String>,
     /// Container isolation technology
     #[arg(long, hide = true)]
     isolation: Option<String>,
@@ -60,7 +54,7 @@ impl UnsupportedArgs {
     /// Refuses the first flag that was given.
     pub(super) fn check(&self) -> Result<(), CliError> {
         const WINDOWS: &str = "it limits containers on Windows";
-        const ADDRESS: &str = "the container's addresses are the userspace network's own";
+        const ADDRESS: &str = "the interface has no link layer; choose addresses with --ip and --ip6";
         if self.isolation.as_deref().is_some_and(|isolation| !matches!(isolation, "" | "default")) {
             return Err(refused("invalid isolation: on Linux it is \"default\""));
         }
@@ -76,12 +70,10 @@ impl UnsupportedArgs {
                 "no cgroup rules over devices without root; a node's own permissions count",
             ),
             (self.gpus.is_some(), "--gpus", "no CDI specification is read yet; use --device"),
-            (self.ip.is_some(), "--ip", ADDRESS),
-            (self.ip6.is_some(), "--ip6", ADDRESS),
             (!self.link_local_ip.is_empty(), "--link-local-ip", ADDRESS),
             (self.mac_address.is_some(), "--mac-address", "the interface has no link layer"),
             (!self.link.is_empty(), "--link", "containers do not share a network yet; publish a port"),
-            (!self.network_alias.is_empty(), "--network-alias", "networks of one's own do not exist yet"),
+            (!self.network_alias.is_empty(), "--network-alias", super::network::attachment::NO_ALIAS),
             (!matches!(runtime, "" | "hostel"), "--runtime", "hostel is the runtime itself"),
             (self.use_api_socket, "--use-api-socket", "there is no daemon to talk to"),
         ];
