@@ -64,6 +64,11 @@ pub fn reassembly(bytes: &[u8]) {
     }
 }
 
+/// Segments of a few connections, eight bytes each, between them what the host's side says.
+pub fn flows(bytes: &[u8]) {
+    crate::tcp::fuzzing::conversation(bytes);
+}
+
 /// One message from inside, and the same bytes as a message from a server.
 pub fn dns_message(bytes: &[u8]) {
     dns::message(bytes);
@@ -93,8 +98,9 @@ mod tests {
 
     #[test]
     fn corpora_pass() {
-        let targets: [(&str, Target); 5] = [
+        let targets: [(&str, Target); 6] = [
             ("frame", super::frame),
+            ("flows", super::flows),
             ("reassembly", super::reassembly),
             ("dns_message", super::dns_message),
             ("dns_conversation", super::dns_conversation),

@@ -26,6 +26,8 @@
 //! the kernel inside, or the host's, does that for its own ports.
 
 mod connection;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 
 use std::collections::HashMap;
 use std::io;
