@@ -56,6 +56,16 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Lets go of its pages: the file's stay in the machine's cache, and are mapped again when they are
+    /// read.
+    pub(crate) fn release(&self) {
+        if self.length > 0 {
+            // SAFETY: the range is the mapping's own, of a file and shared: what is read afterwards is
+            // read from the file again, so no slice of it changes. That it fails would change nothing.
+            unsafe { libc::madvise(self.address.as_ptr().cast(), self.length, libc::MADV_DONTNEED) };
+        }
+    }
+
     /// Whether every page of `range` is in memory, so that reading it cannot block or fault.
     pub(crate) fn resident(&self, range: Range<usize>) -> bool {
         /// Pages asked for in one call: 1 MiB of 4 KiB pages, the largest read FUSE sends.

@@ -318,6 +318,13 @@ impl Image {
         }
     }
 
+    /// Lets go of a mapping's pages, which come back when they are read.
+    pub(crate) fn release(&self) {
+        if let Bytes::Mapped(mapping) = &self.bytes {
+            mapping.release();
+        }
+    }
+
     pub(crate) fn summary(&self) -> Summary {
         self.summary
     }

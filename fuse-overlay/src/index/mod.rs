@@ -7,6 +7,8 @@
 //! written, since it is the inode number that containers see and that write layers record.
 
 mod format;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod hash;
 mod layout;
 mod merge;
@@ -174,6 +176,13 @@ impl MergedIndex {
 
     pub(crate) fn image(&self) -> &Image {
         &self.image
+    }
+
+    /// A copy of an index that is in memory.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+        let image = Image::from_vec(bytes.to_vec(), Kind::Merged);
+        Self { image: image.unwrap_or_else(|error| unreachable!("{error}")) }
     }
 }
 

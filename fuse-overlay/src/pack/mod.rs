@@ -229,6 +229,11 @@ impl LayerIndex {
     pub(crate) fn image(&self) -> &Image {
         &self.image
     }
+
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn from_image(image: Image) -> Self {
+        Self { image }
+    }
 }
 
 /// Bytes read at once while data is passed over.

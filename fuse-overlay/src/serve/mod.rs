@@ -10,9 +10,12 @@ mod backend;
 mod buffer;
 mod directory;
 mod fuse;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub(crate) mod overlay;
 mod packed;
 mod reader;
+mod rest;
 
 use std::fs::File;
 use std::io;
@@ -225,6 +228,10 @@ impl Server {
     /// # Errors
     /// [`ServeError::Connection`].
     pub fn serve(self, device: OwnedFd) -> Result<(), ServeError> {
+        let _rest = match &self.backend {
+            Backend::Packed(packed) => Some(packed.rest()),
+            Backend::Overlay(overlay) => overlay.rest(),
+        };
         match self.backend {
             // Each thread waits for requests there, so more than two only cost switches.
             Backend::Packed(packed) => reader::serve(*packed, device, self.options.threads.get().min(2)),
@@ -239,7 +246,8 @@ fn lower_fs(lower: Lower, ids: Ids) -> Result<LowerFs, ServeError> {
         Lower::Packed { index, layers } => Ok(LowerFs::packed(Packed::new(index, layers, ids)?)),
         Lower::Directory(directory) => {
             let directory = Directory::new(directory, ids);
-            Ok(LowerFs::Directory(directory.map_err(|errno| ServeError::Directory(errno.into()))?))
+            let directory = directory.map_err(|errno| ServeError::Directory(errno.into()))?;
+            Ok(LowerFs::Directory(Box::new(directory)))
         }
     }
 }

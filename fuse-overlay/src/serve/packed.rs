@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -15,6 +16,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use super::attr::{Attr, Entry, FOREVER, Statfs};
 use super::backend::{Answer, At, Backend, Listed, Traits};
 use super::fuse::pass;
+use super::rest::{Activity, Rest};
 use super::{Ids, ServeError, buffer};
 use crate::index::{Corrupt, Extent, Image, MergedIndex, NodeRecord, ROOT_ID, is_overlay_xattr};
 use crate::sys::Mapping;
@@ -26,9 +28,10 @@ const READ_AHEAD_BYTES: i64 = 1 << 20;
 /// The packed layers of an image.
 #[derive(Debug)]
 pub(super) struct Packed {
-    index: MergedIndex,
-    layers: Vec<Layer>,
+    index: Arc<MergedIndex>,
+    layers: Arc<[Layer]>,
     ids: Ids,
+    activity: Arc<Activity>,
 }
 
 #[derive(Debug)]
@@ -54,11 +57,21 @@ impl Packed {
                 .and_then(|metadata| Mapping::new(&file, usize::try_from(metadata.len()).unwrap_or(0)));
             data.map(|data| Layer { file, data }).map_err(|source| ServeError::Layer { layer, source })
         });
-        let layers = layers.collect::<Result<_, _>>()?;
-        Ok(Self { index, layers, ids })
+        let layers = layers.collect::<Result<Arc<[Layer]>, _>>()?;
+        Ok(Self { index: Arc::new(index), layers, ids, activity: Arc::default() })
+    }
+
+    /// Lets go of what is mapped while nothing is asked, until the answer is dropped.
+    pub(super) fn rest(&self) -> Rest {
+        let (index, layers) = (Arc::clone(&self.index), Arc::clone(&self.layers));
+        Rest::begin(&self.activity, move || {
+            index.image().release();
+            layers.iter().for_each(|layer| layer.data.release());
+        })
     }
 
     pub(super) fn image(&self) -> &Image {
+        self.activity.note();
         self.index.image()
     }
 
@@ -91,10 +104,10 @@ impl Packed {
         match self.image().extent(node, 0) {
             // The usual case, without a loop: all of it in one place.
             Ok(extent) if extent.length == node.size => node.size,
+            // To the first that is not there: a damaged count must not be counted down to its end.
             _ => (0..node.count)
-                .filter_map(|index| self.image().extent(node, index).ok())
-                .map(|extent| extent.length)
-                .sum(),
+                .map_while(|index| self.image().extent(node, index).ok())
+                .fold(0, |sum, extent| extent.length.saturating_add(sum)),
         }
     }
 

@@ -28,9 +28,45 @@ pub(super) fn serve<B: Backend>(backend: B, device: OwnedFd, options: Options) -
     session::run(Adapter { backend, traits }, device, options.threads.get())
 }
 
-struct Adapter<B> {
+pub(super) struct Adapter<B> {
     backend: B,
     traits: Traits,
+}
+
+#[cfg(any(test, fuzzing))]
+impl<B: Backend> Adapter<B> {
+    pub(super) fn new(backend: B) -> Self {
+        let traits = backend.traits();
+        Self { backend, traits }
+    }
+
+    pub(super) fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Answers a request whose arguments begin with `other`'s number where they begin with one.
+    pub(super) fn answer(
+        &self,
+        opcode: u32,
+        ino: u64,
+        other: u64,
+        body: &[u8],
+        device: std::os::fd::BorrowedFd<'_>,
+    ) {
+        let mut request = Vec::with_capacity(body.len() + 48);
+        request.extend_from_slice(&0_u32.to_ne_bytes());
+        request.extend_from_slice(&opcode.to_ne_bytes());
+        request.extend_from_slice(&1_u64.to_ne_bytes());
+        request.extend_from_slice(&ino.to_ne_bytes());
+        request.extend_from_slice(&[0; 16]);
+        if matches!(opcode, opcode::RENAME | opcode::RENAME2 | opcode::LINK) {
+            request.extend_from_slice(&other.to_ne_bytes());
+        }
+        request.extend_from_slice(body);
+        if let Ok((header, body)) = Header::read(&request) {
+            self.handle(header, body, Reply::new(device, header.unique));
+        }
+    }
 }
 
 impl<B: Backend> Handler for Adapter<B> {

@@ -235,6 +235,13 @@ pub(super) struct Reply<'a> {
 /// answer those writes.
 static WRITING_BACK: Mutex<()> = Mutex::new(());
 
+#[cfg(any(test, fuzzing))]
+impl<'a> Reply<'a> {
+    pub(super) fn new(device: BorrowedFd<'a>, unique: u64) -> Self {
+        Self { device, unique }
+    }
+}
+
 impl Reply<'_> {
     /// Has the kernel send what it holds of a file's data, and forget it. False where that cannot
     /// be waited for now.

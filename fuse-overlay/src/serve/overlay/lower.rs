@@ -25,7 +25,7 @@ const COPY_BYTES: usize = 1 << 18;
 pub(in crate::serve) enum LowerFs {
     /// The counters hold the kernel's references to each node.
     Packed(Packed, Box<[AtomicU64]>),
-    Directory(Directory),
+    Directory(Box<Directory>),
 }
 
 /// A child found in the lower layer.

@@ -29,6 +29,8 @@ mod acl;
 mod change;
 mod data;
 mod fault;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod journal;
 mod lower;
 mod names;
@@ -55,6 +57,8 @@ pub(super) use self::lower::LowerFs;
 use self::objects::Objects;
 use self::quota::Account;
 pub(crate) use self::snapshot::{Facts, Named, ROOT, Snapshot, Source};
+#[cfg(any(test, fuzzing))]
+pub(super) use self::state::FIRST_OWN;
 use self::state::{Content, Edit, Known, State};
 use super::Quota;
 use super::attr::{Attr, Entry, FOREVER, Statfs};
@@ -127,6 +131,14 @@ struct Upper {
 }
 
 impl Overlay {
+    /// As [`super::packed::Packed::rest`].
+    pub(super) fn rest(&self) -> Option<super::rest::Rest> {
+        match &self.lower {
+            LowerFs::Packed(packed, _) => Some(packed.rest()),
+            LowerFs::Directory(_) => None,
+        }
+    }
+
     /// A lower layer by itself, read-only.
     pub(super) fn read_only(lower: LowerFs) -> Self {
         Self::assemble(lower, None, State::new())

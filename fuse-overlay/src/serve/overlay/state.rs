@@ -12,7 +12,7 @@ use crate::index::tree::Name;
 
 /// Inode numbers of the overlay's own begin here: above every node of an index, below those that
 /// a directory lower gives out.
-pub(super) const FIRST_OWN: u64 = 1 << 40;
+pub(in crate::serve) const FIRST_OWN: u64 = 1 << 40;
 
 /// Whether a number is one of the overlay's own, not a lower node's.
 pub(super) fn is_own(ino: u64) -> bool {
