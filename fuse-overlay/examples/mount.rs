@@ -187,7 +187,7 @@ fn overlay(place: &Path, lower: &Path, hybrid: &OsString, durability: &OsString)
     }
     let volatile = durability == "volatile";
     mount::mount_overlay(
-        OverlayMount { native: None, lower, upper: &upper, work: &work, volatile },
+        OverlayMount { source: "example", native: None, lower, upper: &upper, work: &work, volatile },
         &merged,
     )?;
     Ok(merged)

@@ -116,6 +116,8 @@ pub fn mount(device: BorrowedFd<'_>, target: &Path, options: &MountOptions) -> R
 /// The parts of a kernel overlay mount.
 #[derive(Clone, Copy, Debug)]
 pub struct OverlayMount<'a> {
+    /// What the mount table shows as the source.
+    pub source: &'a str,
     /// A read-only FUSE mount made by [`mount`], or another directory.
     pub lower: &'a Path,
     /// Some files of `lower` as plain files, at their paths, which are seen instead of them (see
@@ -148,7 +150,7 @@ pub fn mount_overlay(parts: OverlayMount<'_>, target: &Path) -> Result<(), Mount
     if parts.volatile {
         data.extend_from_slice(b",volatile");
     }
-    nix::mount::mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(data.as_slice()))
+    nix::mount::mount(Some(parts.source), target, Some("overlay"), MsFlags::empty(), Some(data.as_slice()))
         .map_err(|errno| failed("overlay", target, errno))
 }
 

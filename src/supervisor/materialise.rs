@@ -64,6 +64,7 @@ pub fn try_overlay(store: &Path) -> Result<(), String> {
         let _ = fs::write("/proc/self/uid_map", format!("0 {uid} 1"));
         let _ = fs::write("/proc/self/gid_map", format!("0 {gid} 1"));
         let parts = fuse_mount::OverlayMount {
+            source: "overlay",
             lower: &place.join("lower"),
             native: None,
             upper: &place.join("upper"),

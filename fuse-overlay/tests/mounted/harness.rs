@@ -265,6 +265,17 @@ fn inside() {
     let numbers: Vec<u64> = words.map(|word| word.parse().unwrap()).collect();
     match (name, numbers.as_slice()) {
         ("random", [seed, count]) => super::random::run(&root, &place, *seed, *count),
+        // With the kernel's overlay on both sides, over the mount here and over a plain directory there:
+        // what the kernel imposes is then the same.
+        ("random_beside_a_directory", [seed, count]) => {
+            let plain = place.join("plain");
+            if !plain.exists() {
+                fs::create_dir(&plain).unwrap();
+                super::tree::create(&plain);
+            }
+            overlay_on(&place.join("reference"), &plain, &place.join("reference-upper")).unwrap();
+            super::random::run(&root, &place, *seed, *count);
+        }
         ("random_then_kill", [seed, count]) => {
             super::random::run(&root, &place, *seed, *count);
             println!("killing the server");
@@ -280,11 +291,16 @@ fn inside() {
 
 fn overlay(place: &Path, lower: &Path, upper: &Path) -> Result<PathBuf, MountError> {
     let merged = place.join("merged");
+    overlay_on(&merged, lower, upper)?;
+    Ok(merged)
+}
+
+fn overlay_on(merged: &Path, lower: &Path, upper: &Path) -> Result<(), MountError> {
     let (upper, work) = (upper.join("upper"), upper.join("work"));
-    for directory in [&merged, &upper, &work] {
+    for directory in [merged, &upper, &work] {
         fs::create_dir_all(directory).unwrap();
     }
-    let parts = OverlayMount { native: None, lower, upper: &upper, work: &work, volatile: false };
-    mount::mount_overlay(parts, &merged)?;
-    Ok(merged)
+    let parts =
+        OverlayMount { source: "test", native: None, lower, upper: &upper, work: &work, volatile: false };
+    mount::mount_overlay(parts, merged)
 }

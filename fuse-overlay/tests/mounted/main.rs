@@ -127,6 +127,34 @@ fn pure_random_operations() {
 }
 
 #[test]
+fn hybrid_random_operations() {
+    for seed in 41..=42 {
+        let random = |seed| format!("random_beside_a_directory {seed} 1000");
+        run(|place| Write::Hybrid(place.join("upper")), &[&random(seed), &random(seed + 100)]);
+    }
+}
+
+/// A directory of 100,000 entries, most of them the image's.
+#[test]
+fn pure_huge_directory() {
+    let place = tempfile::tempdir().unwrap();
+    let mut tar = tar::Builder::new(Vec::new());
+    for number in 0..scenarios::HUGE_LOWER {
+        let mut header = tar::Header::new_ustar();
+        header.set_path(format!("huge/lower{number:06}")).unwrap();
+        header.set_mode(0o644);
+        header.set_size(0);
+        header.set_cksum();
+        tar.append(&header, std::io::empty()).unwrap();
+    }
+    let layer = place.path().join("layer.tar");
+    fs::write(&layer, tar.into_inner().unwrap()).unwrap();
+    let write = pure(place.path());
+    let mount = Mount { lower: Lower::Layers(vec![layer]), write, place: place.path().into() };
+    mount.run("huge_directory");
+}
+
+#[test]
 fn pure_survives_a_killed_server() {
     for seed in 11..=13 {
         run(pure, &[&format!("random_then_kill {seed} 400"), "compare", &format!("random {seed} 200")]);

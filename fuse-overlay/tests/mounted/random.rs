@@ -290,9 +290,19 @@ fn copy_range(from: &Path, to: &Path, offset: u64) -> io::Result<String> {
     let mut done = 0;
     // The kernel may copy less than asked at a time.
     loop {
-        match copy_file_range(&source, Some(&mut here), &target, Some(&mut there), 50_000 - done)? {
-            0 => break,
-            count => done += count,
+        match copy_file_range(&source, Some(&mut here), &target, Some(&mut there), 50_000 - done) {
+            // Between the two filesystems below the kernel's overlay: every program copies by itself then.
+            Err(nix::errno::Errno::EXDEV) => {
+                let mut data = vec![0; 50_000 - done];
+                let count = source.read_at(&mut data, here.cast_unsigned())?;
+                target.write_all_at(&data[..count], there.cast_unsigned())?;
+                done += count;
+                break;
+            }
+            copied => match copied? {
+                0 => break,
+                count => done += count,
+            },
         }
         if done == 50_000 {
             break;

@@ -16,6 +16,12 @@ use nix::unistd::{Whence, lseek};
 
 use super::tree;
 
+/// How many of a directory's entries are the image's, how many are added, and how many are left when
+/// one of ten has gone.
+pub(crate) const HUGE_LOWER: usize = 95_000;
+const HUGE_ADDED: usize = 5_000;
+const HUGE_LEFT: usize = (HUGE_LOWER + HUGE_ADDED) / 10 * 9;
+
 pub(crate) fn run(name: &str, root: &Path, lower: &str) {
     match name {
         "sees_the_merged_tree" => sees_the_merged_tree(root),
@@ -40,6 +46,7 @@ pub(crate) fn run(name: &str, root: &Path, lower: &str) {
         "xattrs" => xattrs(root),
         "xattrs_are_kept" => xattrs_are_kept(root),
         "large_directory" => large_directory(root),
+        "huge_directory" => huge_directory(root),
         "directory_rules" => directory_rules(root),
         "directory_changes_underneath" => directory_changes_underneath(root, Path::new(lower)),
         _ => panic!("no scenario {name}"),
@@ -532,6 +539,33 @@ fn large_directory(root: &Path) {
     }
     fs::remove_dir_all(&directory).unwrap();
     assert_eq!(errno(fs::metadata(&directory)), Some(libc::ENOENT));
+}
+
+/// While a listing of 100,000 entries goes on others vanish, and it stays right: two listings at once,
+/// one of which has seen what goes, and one that has not.
+fn huge_directory(root: &Path) {
+    let directory = root.join("huge");
+    for number in 0..HUGE_ADDED {
+        File::create_new(directory.join(format!("added{number:06}"))).unwrap();
+    }
+    let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+    let mut other = fs::read_dir(&directory).unwrap().map(name);
+    let mut seen_by_other: Vec<String> = other.by_ref().take(HUGE_LOWER / 2).collect();
+    let mut seen = BTreeSet::new();
+    for name in fs::read_dir(&directory).unwrap().map(name) {
+        if name.ends_with('7') {
+            fs::remove_file(directory.join(&name)).unwrap();
+        }
+        assert!(seen.insert(name), "a name was listed twice");
+    }
+    assert_eq!(seen.len(), HUGE_LOWER + HUGE_ADDED);
+    seen_by_other.extend(other);
+    let unique: BTreeSet<&String> = seen_by_other.iter().collect();
+    assert_eq!(unique.len(), seen_by_other.len(), "a name was listed twice");
+    let missed = seen.iter().filter(|name| !name.ends_with('7') && !unique.contains(name)).count();
+    assert_eq!(missed, 0, "names that stay were missed");
+    assert_eq!(names(&directory).len(), HUGE_LEFT);
+    assert_eq!(errno(fs::remove_dir(&directory)), Some(libc::ENOTEMPTY));
 }
 
 fn directory_rules(root: &Path) {
