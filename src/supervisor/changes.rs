@@ -131,17 +131,16 @@ fn start(
     let kind = root_kind(saved, state);
     let lower = super::lower(saved, &record.local_dir)?;
     let ids = super::ids(&maps);
-    let upper = open_upper(&record.local_dir.join("upper"))?;
+    let copy = record.local_dir.join("copy/tree");
+    let open = || open_upper(&record.local_dir.join("upper"));
     let upper = match kind {
-        RootKind::Hybrid | RootKind::Materialised => Upper::Kernel(upper),
-        RootKind::Pure => Upper::Own(upper),
-        RootKind::Copy => {
-            let what = || "tell its changes: here each container has a copy of its whole image".to_owned();
-            return Err(super::io_error(what)(std::io::ErrorKind::Unsupported.into()));
-        }
+        RootKind::Pure => Upper::Own(open()?),
+        RootKind::Copy if copy.exists() => Upper::Copy(open_upper(&copy)?),
+        // A copy that was not made yet has no changes: nor has what would be its upper.
+        RootKind::Hybrid | RootKind::Materialised | RootKind::Copy => Upper::Kernel(open()?),
     };
-    // Only the kernel's overlay leaves files of other users.
-    let maps = (kind == RootKind::Hybrid).then_some(&maps);
+    // Only this crate's own upper has no files of other users.
+    let maps = (kind != RootKind::Pure).then_some(&maps);
     let reader = Reader::start(maps, move |pipe| {
         let found = changes::find(lower, upper, ids, &MADE).map_err(|error| crate::sandbox::chain(&error))?;
         work(&found, std::io::BufWriter::with_capacity(1 << 18, pipe))

@@ -46,3 +46,46 @@ fn an_image_is_written_out_once_and_works() {
     assert_eq!(code, Some(125), "{err}");
     assert!(err.contains("/dev/fuse"), "{err}");
 }
+
+/// Neither the device nor a filesystem that the kernel's overlay takes for its upper: the store is on an
+/// overlay itself, as in a container.
+const NESTED: &str = r#"
+s=$HOSTEL_ROOT.nested
+mkdir -p "$s/upper" "$s/work"
+mount -t overlay none -o "userxattr,lowerdir=$HOSTEL_ROOT,upperdir=$s/upper,workdir=$s/work" "$HOSTEL_ROOT"
+"#;
+
+#[test]
+fn a_copied_container_tells_its_changes() {
+    let Some(h) = Hostel::new() else { return };
+    let (prepare, run) = HIDDEN.rsplit_once("exec").unwrap();
+    let script = format!("{prepare}{NESTED}exec{run}");
+    let run = |line: &str| {
+        let arguments = words(line);
+        let mut all = vec!["--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh"];
+        all.extend(arguments.iter().map(String::as_str));
+        h.program("unshare", &all).run()
+    };
+    let first = run(
+        "run --name copied --network none busybox sh -c 'mkdir /new /etc/sub && echo x > /new/f && echo changed > /etc/group && rm /etc/passwd && rm -r /bin/../tmp && ln /new/f /new/g && chmod 700 /root'",
+    );
+    if first.stderr.contains("cannot mount") || first.stderr.contains("mount:") {
+        skip(&format!("no overlay in a user namespace: {}", first.stderr));
+        return;
+    }
+    first.ok();
+    run("inspect -f '{{.GraphDriver.Data.WriteMode}}' copied").ok().stdout("copy\n");
+    let expected =
+        "C /etc\nC /etc/group\nD /etc/passwd\nA /etc/sub\nA /new\nA /new/f\nA /new/g\nC /root\nD /tmp\n";
+    run("diff copied").ok().stdout(expected);
+    run("commit copied changed").ok();
+    run("run --rm --network none changed sh -c 'cat /etc/group /new/g; stat -c %h /new/f; ls -d /tmp /etc/passwd 2>/dev/null; stat -c %a /root'")
+        .ok()
+        .stdout("changed\nx\n2\n700\n");
+    run("create --name never busybox true").ok();
+    run("diff never").ok().stdout("");
+    run("rm copied never").ok();
+    // Overlayfs leaves a directory of mode 0 in its work directory.
+    let left = h.place("root.nested/work/work");
+    std::fs::set_permissions(left, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+}

@@ -1,6 +1,6 @@
 //! The upper directory of a kernel overlayfs (Documentation/filesystems/overlayfs.rst), mounted with
 //! `userxattr`: whiteouts are character devices 0/0 or empty files with an xattr, opaque directories
-//! have an xattr.
+//! have an xattr. Also a directory that is a copy of all that lies below, without such marks.
 //!
 //! Paths are walked below the directory's descriptor, following nothing (openat2(2)): the container
 //! may be at work in it. Reading what it closed to everybody, or gave to its other users, needs the
@@ -27,11 +27,18 @@ const METACOPY: &CStr = c"user.overlay.metacopy";
 #[derive(Debug)]
 pub(super) struct Tree {
     root: OwnedFd,
+    /// Not an upper but all of the tree, without any marks.
+    is_whole: bool,
 }
 
 impl Tree {
     pub(super) fn new(root: OwnedFd) -> Self {
-        Self { root }
+        Self { root, is_whole: false }
+    }
+
+    /// A copy of the whole lower layer.
+    pub(super) fn copy(root: OwnedFd) -> Self {
+        Self { root, is_whole: true }
     }
 
     fn open_with(&self, path: &[u8], flags: OFlag) -> Result<OwnedFd, Errno> {
@@ -96,7 +103,7 @@ impl View for Tree {
         // "x" says that whiteouts by xattr are in it (overlayfs.rst, "Nesting overlayfs mounts").
         let by_xattr = mark == b"x";
         // Inside an opaque directory no other need be marked.
-        let replaces = below.is_some() && (cut || mark == b"y" && !path.is_empty());
+        let replaces = below.is_some() && !self.is_whole && (cut || mark == b"y" && !path.is_empty());
         let mut names: Vec<(Name, Option<u64>)> = Vec::new();
         let mut listing = Dir::from_fd(directory)?;
         for entry in listing.iter() {
@@ -107,6 +114,7 @@ impl View for Tree {
             }
             let at = if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() };
             let hidden = match entry.file_type() {
+                _ if self.is_whole => false,
                 Some(nix::dir::Type::Directory | nix::dir::Type::Symlink | nix::dir::Type::Fifo) => false,
                 Some(nix::dir::Type::File) if !by_xattr => false,
                 _ => match self.status(&at).and_then(|status| self.is_whiteout(&at, &status, by_xattr)) {
@@ -118,7 +126,7 @@ impl View for Tree {
             names.push((name.into(), (!hidden).then_some(ROOT)));
         }
         names.sort_by(|a, b| a.0.cmp(&b.0));
-        Ok(Listing { names, replaces })
+        Ok(Listing { names, replaces, complete: self.is_whole })
     }
 
     fn facts(&self, _node: u64, path: &[u8]) -> Result<Facts, Errno> {
@@ -141,5 +149,14 @@ impl View for Tree {
 
     fn is_lower(&self, _node: u64, _below: u64) -> bool {
         false
+    }
+
+    /// What could not be written without privilege when the copy was made ([`crate::unpack`]).
+    fn may_lack(&self, below: &Facts) -> bool {
+        self.is_whole && matches!(below.mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK)
+    }
+
+    fn may_lack_xattr(&self, name: &[u8]) -> bool {
+        self.is_whole && !name.starts_with(b"user.")
     }
 }

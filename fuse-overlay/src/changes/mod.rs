@@ -1,8 +1,9 @@
 //! What an upper changes of its lower layer, in time that follows from the changes alone.
 //!
-//! Two kinds of upper are read, each as it lies on the disk, without a mount and beside whatever is
-//! writing to it: the kernel overlayfs's (a directory tree with whiteouts) and this crate's own (a
-//! journal and objects). Both give the same answer, because both are compared with the lower layer
+//! Three kinds of upper are read, each as it lies on the disk, without a mount and beside whatever is
+//! writing to it: the kernel overlayfs's (a directory tree with whiteouts), this crate's own (a
+//! journal and objects), and a copy of all that lies below (which is walked whole: the one that takes
+//! longer than its changes). All give the same answer, because all are compared with the lower layer
 //! name by name, the way Docker compares the trees of a container and its image:
 //!
 //! - a name that the lower layer lacks is *added*, one that only the lower layer has is *deleted*,
@@ -58,6 +59,8 @@ pub enum Upper {
     Kernel(OwnedFd),
     /// The directory that [`serve::Mode::Overlay`] was given.
     Own(OwnedFd),
+    /// A copy of the whole lower layer, as [`crate::unpack`] writes it, that was changed in place.
+    Copy(OwnedFd),
 }
 
 /// Why changes cannot be told.
@@ -146,6 +149,9 @@ pub fn find(lower: Lower, upper: Upper, ids: Ids, made: &[&[u8]]) -> Result<Chan
         Upper::Kernel(directory) => {
             Layers { snapshot: serve::snapshot(lower, None, ids)?, tree: Some(Tree::new(directory)) }
         }
+        Upper::Copy(directory) => {
+            Layers { snapshot: serve::snapshot(lower, None, ids)?, tree: Some(Tree::copy(directory)) }
+        }
         Upper::Own(directory) => {
             Layers { snapshot: serve::snapshot(lower, Some(directory.as_fd()), ids)?, tree: None }
         }
@@ -166,6 +172,8 @@ struct Listing {
     names: Vec<(Name, Option<u64>)>,
     /// Lower names that are not listed do not show.
     replaces: bool,
+    /// All that shows is listed: a lower name that is not has been removed.
+    complete: bool,
 }
 
 /// An upper as a walk sees it: nodes by number, or by path where the number is 0.
@@ -181,6 +189,16 @@ trait View {
 
     /// Whether this is the very node of the lower layer, unchanged.
     fn is_lower(&self, node: u64, below: u64) -> bool;
+
+    /// Whether a lower node may be missing that nobody has removed.
+    fn may_lack(&self, _below: &Facts) -> bool {
+        false
+    }
+
+    /// Whether a lower node's xattr may be missing that nobody has removed.
+    fn may_lack_xattr(&self, _name: &[u8]) -> bool {
+        false
+    }
 }
 
 struct Walk<'a, V> {
@@ -210,7 +228,7 @@ impl<V: View> Walk<'_, V> {
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE) => return Ok((false, false)),
             Err(errno) => return Err(unreadable(path, errno)),
         };
-        let hidden = match below.filter(|_| listing.replaces) {
+        let hidden = match below.filter(|_| listing.replaces || listing.complete) {
             Some(below) => self.snapshot.lower_names(below).map_err(|errno| unreadable(path, errno))?,
             None => Vec::new(),
         };
@@ -241,6 +259,9 @@ impl<V: View> Walk<'_, V> {
             };
             changed |= match (child, under) {
                 (Some(child), under) => self.node(child, &at, under, cut || listing.replaces)?,
+                (None, Some(under)) if self.is_lacking(under).map_err(|errno| unreadable(&at, errno))? => {
+                    false
+                }
                 (None, Some(_)) => {
                     self.found.push(Found {
                         path: at.into(),
@@ -312,7 +333,15 @@ impl<V: View> Walk<'_, V> {
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE) => return Ok(true),
             xattrs => xattrs?,
         };
-        Ok(upper == kept_xattrs(self.snapshot.lower_xattrs(below)?))
+        let mut lower = kept_xattrs(self.snapshot.lower_xattrs(below)?);
+        lower.retain(|(name, _)| {
+            !self.upper.may_lack_xattr(name) || upper.iter().any(|(known, _)| known == name)
+        });
+        Ok(upper == lower)
+    }
+
+    fn is_lacking(&self, below: u64) -> Result<bool, Errno> {
+        Ok(self.upper.may_lack(&self.snapshot.lower_facts(below)?))
     }
 
     fn is_made(&self, path: &[u8], facts: &Facts) -> bool {

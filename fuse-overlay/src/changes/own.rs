@@ -47,7 +47,7 @@ impl View for Own<'_> {
                 names.insert(name, Some(child));
             }
         }
-        Ok(Listing { names: names.into_iter().collect(), replaces: !in_place })
+        Ok(Listing { names: names.into_iter().collect(), replaces: !in_place, complete: false })
     }
 
     fn facts(&self, node: u64, _path: &[u8]) -> Result<Facts, Errno> {
