@@ -136,7 +136,7 @@ impl<'a> Place<'a> {
             } else {
                 place.arguments += 1;
                 // The rest is the command's own.
-                place.ended |= matches!(place.path.last(), Some(&("run" | "create" | "exec")));
+                place.ended |= matches!(place.path.last(), Some(&("run" | "create" | "exec" | "unshare")));
             }
         }
         place
@@ -179,6 +179,8 @@ fn arguments(ctx: &Context, place: &Place<'_>) -> Result<Vec<(String, String)>, 
         | (_, "rmi" | "history" | "save" | "tag") => images(ctx),
         ("volume", "rm" | "inspect") => volumes(ctx),
         (_, "run" | "create") if first => images(ctx),
+        ("image", "mount") if first => images(ctx),
+        (_, "mount") if first => Ok([containers(ctx, |_| true)?, images(ctx)?].concat()),
         (_, "start") => containers(ctx, |status| !status.is_live()),
         (_, "exec" | "attach" | "top" | "port") if first => containers(ctx, is_running),
         (_, "stop" | "kill" | "pause" | "stats" | "wait") => containers(ctx, Status::is_live),

@@ -39,6 +39,7 @@ pub mod kill;
 pub mod load;
 pub mod login;
 pub mod logs;
+pub mod mount;
 pub mod network;
 pub mod pause;
 pub mod port;
@@ -65,6 +66,7 @@ pub mod switches;
 pub mod system;
 pub mod tag;
 pub mod top;
+pub mod unshare;
 pub mod update;
 pub mod verify;
 pub mod version;
@@ -128,6 +130,10 @@ enum Verb {
     Commit(commit::Args),
     Cp(cp::Args),
     Export(export::Args),
+    Mount(mount::Args),
+    #[command(visible_alias = "umount")]
+    Unmount(mount::UnmountArgs),
+    Unshare(unshare::Args),
     Import(import::Args),
     Events(events::Args),
     Images(images::Args),
@@ -211,6 +217,9 @@ enum ContainerVerb {
     Commit(commit::Args),
     Cp(cp::Args),
     Export(export::Args),
+    Mount(mount::Args),
+    #[command(visible_alias = "umount")]
+    Unmount(mount::UnmountArgs),
     Prune(prune::Args),
 }
 
@@ -231,6 +240,9 @@ enum ImageVerb {
     Prune(images::PruneArgs),
     History(images::HistoryArgs),
     Verify(verify::Args),
+    Mount(mount::Args),
+    #[command(visible_alias = "umount")]
+    Unmount(mount::UnmountArgs),
 }
 
 impl From<ContainerVerb> for Verb {
@@ -259,6 +271,8 @@ impl From<ContainerVerb> for Verb {
             ContainerVerb::Commit(args) => Self::Commit(args),
             ContainerVerb::Cp(args) => Self::Cp(args),
             ContainerVerb::Export(args) => Self::Export(args),
+            ContainerVerb::Mount(args) => Self::Mount(args),
+            ContainerVerb::Unmount(args) => Self::Unmount(args),
             other @ (ContainerVerb::Inspect(_) | ContainerVerb::Prune(_)) => Self::Container(other),
         }
     }
@@ -362,6 +376,9 @@ fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
         Verb::Commit(args) => commit::run(ctx, &args),
         Verb::Cp(args) => cp::run(ctx, &args),
         Verb::Export(args) => export::run(ctx, &args),
+        Verb::Mount(args) | Verb::Image(ImageVerb::Mount(args)) => mount::run(ctx, &args),
+        Verb::Unmount(args) | Verb::Image(ImageVerb::Unmount(args)) => mount::unmount(ctx, &args),
+        Verb::Unshare(args) => unshare::run(ctx, &args),
         Verb::Import(args) | Verb::Image(ImageVerb::Import(args)) => import::run(ctx, &args),
         Verb::Container(ContainerVerb::Inspect(args)) => inspect::run_container(ctx, &args),
         Verb::Container(ContainerVerb::Prune(args)) => prune::run(ctx, &args),

@@ -160,7 +160,7 @@ pub fn start(
     Err(CliError::new("the container's supervisor ended before the container ran").with_exit(Exit::Engine))
 }
 
-fn launch_error(error: supervisor::LaunchError) -> CliError {
+pub(super) fn launch_error(error: supervisor::LaunchError) -> CliError {
     match error {
         supervisor::LaunchError::Failed(failure) => failed(&failure),
         other => CliError::from(other).with_exit(Exit::Engine),

@@ -141,6 +141,7 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
         ids: enter.ids,
         kept: enter.kept,
         server: server.as_fd(),
+        source: None,
     })?;
     if let Some(process) = plan.spec.process() {
         command::prefetch(&root, process);
@@ -297,6 +298,8 @@ pub struct RootMount<'a> {
     pub kept: Option<(u32, u32)>,
     /// Gets the FUSE descriptor.
     pub server: BorrowedFd<'a>,
+    /// What the mount table calls it; containers have the same name each.
+    pub source: Option<&'a str>,
 }
 
 /// Mounts the root filesystem and opens it. From here on its requests wait for the server.
@@ -304,6 +307,20 @@ pub struct RootMount<'a> {
 /// # Errors
 /// [`Stage::Fuse`]; [`Stage::Overlay`] where only the kernel's overlay is refused.
 pub fn mount_root(enter: &RootMount<'_>) -> Staged<Root> {
+    as_kept(enter.kept, || {
+        let none = None::<&str>;
+        // Nothing that is mounted here may reach the machine, nor the other way round.
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+            .during(Stage::Fuse, || "cannot make the mounts private".into())
+    })?;
+    add_root(enter)
+}
+
+/// As [`mount_root`], in a mount namespace whose propagation is the caller's affair.
+///
+/// # Errors
+/// As [`mount_root`].
+pub fn add_root(enter: &RootMount<'_>) -> Staged<Root> {
     let opened = as_kept(enter.kept, || mount_opened(enter))?;
     Ok(Root::new(opened).kept(enter.kept))
 }
@@ -311,9 +328,6 @@ pub fn mount_root(enter: &RootMount<'_>) -> Staged<Root> {
 fn mount_opened(enter: &RootMount<'_>) -> Staged<OwnedFd> {
     let stage = Stage::Fuse;
     let none = None::<&str>;
-    // Nothing that is mounted here may reach the machine, nor the other way round.
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-        .during(stage, || "cannot make the mounts private".into())?;
     let root = enter.root_point;
     match (enter.root_kind, enter.tree) {
         (RootKind::Hybrid, _) => {
@@ -336,8 +350,8 @@ fn mount_fuse(enter: &RootMount<'_>, point: &Path, read_only: bool) -> Staged<()
     let stage = Stage::Fuse;
     let failed = |error: fuse_mount::MountError| Failure::plain(stage, chain(&error));
     let device = fuse_mount::open_device().map_err(failed)?;
-    let options =
-        fuse_mount::MountOptions { read_only, uid: enter.ids.0, gid: enter.ids.1, source: "hostel".into() };
+    let source = enter.source.unwrap_or("hostel").to_owned();
+    let options = fuse_mount::MountOptions { read_only, uid: enter.ids.0, gid: enter.ids.1, source };
     fuse_mount::mount(device.as_fd(), point, &options).map_err(failed)?;
     send(enter.server, &[message::FUSE], Some(device.as_fd()))?;
     Ok(())
@@ -346,8 +360,9 @@ fn mount_fuse(enter: &RootMount<'_>, point: &Path, read_only: bool) -> Staged<()
 fn mount_overlay(enter: &RootMount<'_>, lower: &Path) -> Staged<()> {
     let (upper, work) = (&enter.local_dir.join("upper"), &enter.local_dir.join("work"));
     match_root(lower, upper)?;
-    let parts =
-        fuse_mount::OverlayMount { lower, native: enter.native, upper, work, volatile: enter.volatile };
+    let source = enter.source.unwrap_or("overlay");
+    let (native, volatile) = (enter.native, enter.volatile);
+    let parts = fuse_mount::OverlayMount { source, lower, native, upper, work, volatile };
     let mounted = fuse_mount::mount_overlay(parts, enter.root_point).or_else(|error| match enter.native {
         // Native files only save time; what they lie on may be no filesystem for a lower layer.
         Some(_) => {

@@ -71,7 +71,7 @@ pub enum ContainerError {
         id: ContainerId,
     },
     /// Somebody else holds the container's lock.
-    #[error("container {0} is running or being started by another command")]
+    #[error("container {0} is running, being started by another command, or mounted (hostel mount)")]
     Busy(ContainerId),
     /// The container was made on another machine that shares this store.
     #[error("container {id} belongs to another machine (machine id {machine}): use it there")]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use caps::{CapSet, CapsHashSet};
 use landlock::{
-    ABI, Access as _, AccessFs, BitFlags, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _,
+    ABI, Access as _, AccessFs, BitFlags, Ruleset, RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _,
     path_beneath_rules,
 };
 
@@ -38,29 +38,53 @@ const RIGHTS: ABI = ABI::V5;
 /// # Errors
 /// What was refused; a kernel without Landlock is no error.
 pub fn enter(paths: &Paths, filter: &Program) -> Result<(), String> {
-    sys::process::set_no_new_privs().map_err(|errno| format!("cannot set no_new_privs: {errno}"))?;
-    for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
-        caps::set(None, set, &CapsHashSet::new())
-            .map_err(|error| format!("cannot drop capabilities: {error}"))?;
-    }
-    restrict_paths(paths).map_err(|error| format!("cannot restrict paths: {error}"))?;
-    sys::seccomp::load(filter).map_err(|errno| format!("cannot load the server's seccomp filter: {errno}"))
+    Fence::new(paths)?.raise(filter)
 }
 
-fn restrict_paths(paths: &Paths) -> Result<(), landlock::RulesetError> {
+/// A fence whose paths have been opened: their names need not be there any more when it is raised.
+#[derive(Debug)]
+pub struct Fence {
+    rules: RulesetCreated,
+}
+
+impl Fence {
+    /// Opens the paths.
+    ///
+    /// # Errors
+    /// One cannot be opened.
+    pub fn new(paths: &Paths) -> Result<Self, String> {
+        let rules = rules(paths).map_err(|error| format!("cannot restrict paths: {error}"))?;
+        Ok(Self { rules })
+    }
+
+    /// Puts it up. For a process with one thread.
+    ///
+    /// # Errors
+    /// What was refused; a kernel without Landlock is no error.
+    pub fn raise(self, filter: &Program) -> Result<(), String> {
+        sys::process::set_no_new_privs().map_err(|errno| format!("cannot set no_new_privs: {errno}"))?;
+        for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
+            caps::set(None, set, &CapsHashSet::new())
+                .map_err(|error| format!("cannot drop capabilities: {error}"))?;
+        }
+        // A kernel without Landlock enforces nothing; the other fences stand.
+        self.rules.restrict_self().map_err(|error| format!("cannot restrict paths: {error}"))?;
+        sys::seccomp::load(filter)
+            .map_err(|errno| format!("cannot load the server's seccomp filter: {errno}"))
+    }
+}
+
+fn rules(paths: &Paths) -> Result<RulesetCreated, landlock::RulesetError> {
     let all = AccessFs::from_all(RIGHTS);
     let read: BitFlags<AccessFs> = AccessFs::ReadFile | AccessFs::ReadDir;
     let existing = |path: &&Path| path.exists();
     let resolver = RESOLVER_PATHS.iter().map(Path::new).filter(existing);
     let readable = paths.readable.iter().map(PathBuf::as_path);
-    // A kernel without Landlock enforces nothing; the other fences stand.
     Ruleset::default()
         .handle_access(all)?
         .create()?
         .add_rules(path_beneath_rules(paths.writable.iter(), all))?
-        .add_rules(path_beneath_rules(readable.chain(resolver), read))?
-        .restrict_self()
-        .map(|_enforced| ())
+        .add_rules(path_beneath_rules(readable.chain(resolver), read))
 }
 
 /// The server's filter: an allow-list of what FUSE, network and log do. Anything else fails with EPERM.

@@ -47,6 +47,7 @@ pub mod fence;
 pub mod keeper;
 pub mod log;
 pub mod materialise;
+pub mod mounted;
 pub mod peer;
 pub mod processes;
 pub mod pump;
@@ -664,7 +665,15 @@ fn open_file(path: &Path) -> Result<File, LaunchError> {
 
 /// What lies below the writable layer.
 fn lower(saved: &Saved, local_dir: &Path) -> Result<serve::Lower, LaunchError> {
-    Ok(match &saved.root {
+    lower_of(&saved.root, &saved.working_directory, local_dir)
+}
+
+fn lower_of(
+    root: &RootSource,
+    working_directory: &Path,
+    local_dir: &Path,
+) -> Result<serve::Lower, LaunchError> {
+    Ok(match root {
         RootSource::Packed { index, layers } => {
             let merged = MergedIndex::open(&open_file(index)?)
                 .map_err(|error| LaunchError::Image { path: index.clone(), source: error.into() })?;
@@ -677,7 +686,7 @@ fn lower(saved: &Saved, local_dir: &Path) -> Result<serve::Lower, LaunchError> {
         }),
         RootSource::Host => serve::Lower::Directory(serve::DirectoryLower {
             root: open_file(Path::new("/"))?.into(),
-            rules: host_rules(&saved.working_directory, local_dir),
+            rules: host_rules(working_directory, local_dir),
         }),
     })
 }

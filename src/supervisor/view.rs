@@ -86,7 +86,15 @@ impl Inside<'_> {
     /// # Errors
     /// As sendmsg(2).
     pub fn send(&self, text: &[u8]) -> Staged<()> {
-        sys::fd::send_with_fds(self.parent, text, &[])
+        self.hand_over(text, &[])
+    }
+
+    /// Tells the command something, with descriptors.
+    ///
+    /// # Errors
+    /// As sendmsg(2).
+    pub fn hand_over(&self, text: &[u8], fds: &[BorrowedFd<'_>]) -> Staged<()> {
+        sys::fd::send_with_fds(self.parent, text, fds)
             .during(Stage::Namespaces, || "the command is gone".into())
     }
 }
@@ -132,11 +140,7 @@ impl View {
         };
         if undecided {
             // What is written now, the first start has to read: it keeps the mode.
-            let write_mode = match kind {
-                RootKind::Hybrid | RootKind::Materialised => WriteMode::Hybrid,
-                RootKind::Pure => WriteMode::Pure,
-                RootKind::Copy => WriteMode::Copy,
-            };
+            let write_mode = kept_mode(kind);
             containers.replace_plan(&record.id, &Saved { write_mode, ..saved.clone() })?;
         }
         view._lock = Some(lock);
@@ -229,6 +233,7 @@ impl View {
                         ids: (maps.first_uid(), maps.first_gid()),
                         kept,
                         server: to_server.as_fd(),
+                        source: None,
                     })?;
                     if scope == Scope::Mounted {
                         for (place, volume) in &fill {
@@ -354,6 +359,15 @@ fn why(said: &[u8], ended: Option<Ended>) -> Failure {
     serde_json::from_slice(said).unwrap_or_else(|_| {
         Failure::plain(Stage::Namespaces, format!("the process in the container ended early ({ended:?})"))
     })
+}
+
+/// The write mode of a container whose root was made so.
+pub(super) fn kept_mode(kind: RootKind) -> WriteMode {
+    match kind {
+        RootKind::Hybrid | RootKind::Materialised => WriteMode::Hybrid,
+        RootKind::Pure => WriteMode::Pure,
+        RootKind::Copy => WriteMode::Copy,
+    }
 }
 
 /// Said once the root is there.

@@ -18,6 +18,7 @@ mod layering;
 mod leaks;
 mod life;
 mod lifecycle;
+mod mount;
 mod net;
 mod one_id;
 mod parity;
