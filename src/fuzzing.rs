@@ -12,6 +12,7 @@ use crate::image::{Reference, Source};
 
 pub use crate::cli::run_args::fuzzing::flags;
 pub use crate::image::fuzzing::{archive, archive_json, layout_json};
+pub use crate::image::registry::fuzzing::registries;
 
 /// A name, which must read the same when it is written out, whole or as a person writes it.
 pub fn reference(bytes: &[u8]) {
@@ -67,36 +68,27 @@ pub fn template(bytes: &[u8]) {
 }
 
 #[cfg(test)]
+#[path = "../tests/fuzz/replay.rs"]
+mod replay;
+
+#[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a corpus that cannot be read is a failed test")]
-
-    type Target = fn(&[u8]);
-
-    /// Where the corpora lie at run time: the test may run on a copy of the sources.
-    fn corpora() -> std::path::PathBuf {
-        let package = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| ".".to_owned());
-        std::path::Path::new(&package).join("tests/fuzz/corpus")
-    }
-
     #[test]
     fn corpora_pass() {
-        let targets: [(&str, Target); 8] = [
-            ("archive", super::archive),
-            ("archive_json", super::archive_json),
-            ("config", super::config),
-            ("flags", super::flags),
-            ("layout_json", super::layout_json),
-            ("policy", super::policy),
-            ("reference", super::reference),
-            ("template", super::template),
-        ];
-        for (name, target) in targets {
-            target(&[]);
-            let files: Vec<_> = std::fs::read_dir(corpora().join(name)).unwrap().collect();
-            assert!(!files.is_empty(), "{name}");
-            for file in files {
-                target(&std::fs::read(file.unwrap().path()).unwrap());
-            }
-        }
+        super::replay::replay(
+            ".",
+            "tests/fuzz/corpus",
+            &[
+                ("archive", super::archive),
+                ("archive_json", super::archive_json),
+                ("config", super::config),
+                ("flags", super::flags),
+                ("layout_json", super::layout_json),
+                ("policy", super::policy),
+                ("reference", super::reference),
+                ("registries", super::registries),
+                ("template", super::template),
+            ],
+        );
     }
 }

@@ -85,34 +85,24 @@ pub fn system_files(bytes: &[u8]) {
 }
 
 #[cfg(test)]
+#[path = "../../tests/fuzz/replay.rs"]
+mod replay;
+
+#[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a corpus that cannot be read is a failed test")]
-
-    type Target = fn(&[u8]);
-
-    /// Where the corpora lie at run time: the test may run on a copy of the sources.
-    fn corpora() -> std::path::PathBuf {
-        let package = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| "net".to_owned());
-        std::path::Path::new(&package).join("fuzz/corpus")
-    }
-
     #[test]
     fn corpora_pass() {
-        let targets: [(&str, Target); 6] = [
-            ("frame", super::frame),
-            ("flows", super::flows),
-            ("reassembly", super::reassembly),
-            ("dns_message", super::dns_message),
-            ("dns_conversation", super::dns_conversation),
-            ("system_files", super::system_files),
-        ];
-        for (name, target) in targets {
-            target(&[]);
-            let files: Vec<_> = std::fs::read_dir(corpora().join(name)).unwrap().collect();
-            assert!(!files.is_empty(), "{name}");
-            for file in files {
-                target(&std::fs::read(file.unwrap().path()).unwrap());
-            }
-        }
+        super::replay::replay(
+            "net",
+            "fuzz/corpus",
+            &[
+                ("frame", super::frame),
+                ("flows", super::flows),
+                ("reassembly", super::reassembly),
+                ("dns_message", super::dns_message),
+                ("dns_conversation", super::dns_conversation),
+                ("system_files", super::system_files),
+            ],
+        );
     }
 }

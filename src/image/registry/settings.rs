@@ -126,7 +126,7 @@ impl Settings {
     }
 
     /// Adds a file's text. What it says of a prefix, and its search list, replace what was said before.
-    fn add(&mut self, path: &Path, text: &str) -> Result<()> {
+    pub(super) fn add(&mut self, path: &Path, text: &str) -> Result<()> {
         let wrong = |reason: String| RegistryError::Settings { path: path.to_owned(), reason };
         let file: FileSettings = toml::from_str(text).map_err(|error| wrong(error.to_string()))?;
         if file.registries.is_some() {
@@ -135,6 +135,8 @@ impl Settings {
             ));
         }
         for mut registry in file.registry {
+            registry.prefix = location(&registry.prefix).map_err(wrong)?;
+            registry.location = location(&registry.location).map_err(wrong)?;
             if registry.prefix.is_empty() {
                 registry.prefix.clone_from(&registry.location);
             }
@@ -144,7 +146,8 @@ impl Settings {
             if registry.location.is_empty() && !registry.prefix.starts_with("*.") {
                 registry.location.clone_from(&registry.prefix);
             }
-            for mirror in &registry.mirror {
+            for mirror in &mut registry.mirror {
+                mirror.location = location(&mirror.location).map_err(wrong)?;
                 if mirror.location.is_empty() {
                     return Err(wrong(format!("a mirror of {} has no location", registry.prefix)));
                 }
@@ -162,7 +165,9 @@ impl Settings {
         }
         if let Some(mut searched) = file.unqualified_search_registries {
             searched.truncate(MAX_SEARCHED);
-            self.searched = searched;
+            self.searched =
+                searched.iter().map(|one| location(one)).collect::<Result<_, _>>().map_err(wrong)?;
+            self.searched.retain(|one| !one.is_empty());
         }
         for (name, target) in file.aliases {
             // An empty one takes an alias of an earlier file away.
@@ -210,9 +215,11 @@ impl Settings {
             None => by_digest || !registry.mirror_by_digest_only,
         };
         let mirrors = registry.mirror.iter().filter(counts);
-        let mut places: Vec<Place> =
-            mirrors.map(|mirror| place(&rewritten(registry, &name, &mirror.location), true)).collect();
-        places.push(place(&rewritten(registry, &name, &registry.location), false));
+        let mut places = Vec::new();
+        for mirror in mirrors {
+            places.push(place_at(registry, path, &name, &mirror.location, true)?);
+        }
+        places.push(place_at(registry, path, &name, &registry.location, false)?);
         Ok(places)
     }
 
@@ -223,7 +230,7 @@ impl Settings {
         if registry.blocked {
             return Err(RegistryError::Blocked { registry: registry.prefix.clone(), path: path.clone() });
         }
-        Ok(place(&rewritten(registry, &name, &registry.location), false))
+        place_at(registry, path, &name, &registry.location, false)
     }
 
     /// Whether a host may be spoken to over plain HTTP, or with a certificate that nobody has signed.
@@ -244,6 +251,27 @@ impl Settings {
     }
 }
 
+/// A prefix or location as it counts: without slashes at its end. It has no scheme and begins with a host
+/// (containers/image, sysregistriesv2, parseLocation).
+fn location(text: &str) -> Result<String, String> {
+    let text = text.trim_end_matches('/');
+    if text.contains("://") {
+        return Err(format!("{text:?} has a scheme: a location is HOST[:PORT][/PATH]"));
+    }
+    if text.rsplit("*.").next().is_some_and(|rest| rest.contains('*'))
+        || text.rfind("*.").is_some_and(|at| at > 0)
+    {
+        return Err(format!("{text:?} has a * that is not the beginning of *.DOMAIN"));
+    }
+    if text.starts_with('/')
+        || text.contains("//")
+        || text.chars().any(|c| c.is_whitespace() || c.is_control())
+    {
+        return Err(format!("{text:?} is no location: it is HOST[:PORT][/PATH]"));
+    }
+    Ok(text.to_owned())
+}
+
 /// Whether a prefix is a registry, a namespace or a repository that has this name in it; `*.example`
 /// is every registry below a domain.
 fn covers(prefix: &str, name: &str) -> bool {
@@ -255,6 +283,16 @@ fn covers(prefix: &str, name: &str) -> bool {
             .is_some_and(|host| host.len() > domain.len() && host.ends_with(domain));
     }
     name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', ':', '@']))
+}
+
+/// Where a name is found whose registry is at a location.
+fn place_at(registry: &Registry, path: &Path, name: &str, location: &str, is_mirror: bool) -> Result<Place> {
+    let found = place(&rewritten(registry, name, location), is_mirror);
+    if found.host.is_empty() || found.repository.is_empty() {
+        let reason = format!("the location {location:?} leaves no repository of {name}: it needs a path");
+        return Err(RegistryError::Settings { path: path.to_owned(), reason });
+    }
+    Ok(found)
 }
 
 /// A name with its prefix replaced by a location.
@@ -407,6 +445,12 @@ mod tests {
             ("x = ", "r.conf"),
             ("[registries.search]\nregistries = []", "old format"),
             ("[[registry]]\ninsecure = true", "neither prefix nor location"),
+            ("[[registry]]\nlocation = '//'", "neither prefix nor location"),
+            ("[[registry]]\nlocation = 'https://a'", "has a scheme"),
+            ("[[registry]]\nlocation = '/a'", "is no location"),
+            ("[[registry]]\nprefix = '*'", "not the beginning of *.DOMAIN"),
+            ("[[registry]]\nprefix = 'a*.b'", "not the beginning of *.DOMAIN"),
+            ("unqualified-search-registries = ['a b']", "is no location"),
             ("[[registry]]\nlocation='a'\n[[registry.mirror]]\n", "no location"),
             (
                 "[[registry]]\nlocation='a'\n[[registry.mirror]]\nlocation='b'\npull-from-mirror='x'",
