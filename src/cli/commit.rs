@@ -64,6 +64,9 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let what = format!("the changes of container {}", record.id.short());
     let added = image::commit(&store, draft, Box::new(layer), &what).map_err(image_error)?;
     drop(paused);
+    let name = added.names.first().map(|(name, _)| name.familiar()).unwrap_or_default();
+    let attributes = [("comment", &*args.message), ("imageID", added.id.as_str()), ("imageRef", &*name)];
+    containers.tell(&record, "commit", &attributes);
     println!("{}", added.id);
     Ok(Exit::Success)
 }
@@ -97,7 +100,11 @@ fn draft(
                 record.id.short(),
                 record.image
             ))
-            .with_hint("make an image of all its files: hostel export CONTAINER | hostel import - NAME")
+            .with_hint(format!(
+                "`hostel export {0} | hostel import - NAME` makes an image of all files that it sees (of host:/ that is \
+                 the whole machine); `hostel diff {0}` lists what it has changed, `hostel cp` takes it out",
+                record.name
+            ))
         })?
         .parse()?;
     let base = image::base_config(store, &id).map_err(image_error)?;

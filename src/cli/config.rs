@@ -10,6 +10,7 @@
 //! root = "/home/me/.local/share/hostel"   # HOSTEL_ROOT, --root
 //! additional_image_stores = []            # HOSTEL_ADDITIONAL_IMAGE_STORES, separated by colons
 //! local_dir = "/var/tmp/hostel-1000"      # HOSTEL_LOCAL_DIR
+//! keep_compressed = true                  # HOSTEL_KEEP_COMPRESSED
 //! ```
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::CliError;
+use super::switches::parse_bool;
 use crate::store::Settings;
 
 const SYSTEM: &str = "/etc/hostel/config.toml";
@@ -33,6 +35,7 @@ struct Document {
     root: Option<PathBuf>,
     additional_image_stores: Option<Vec<PathBuf>>,
     local_dir: Option<PathBuf>,
+    keep_compressed: Option<bool>,
     #[serde(flatten)]
     unknown: BTreeMap<String, toml::Value>,
 }
@@ -81,6 +84,7 @@ fn decide(
         merged.root = document.root.or(merged.root);
         merged.additional_image_stores = document.additional_image_stores.or(merged.additional_image_stores);
         merged.local_dir = document.local_dir.or(merged.local_dir);
+        merged.keep_compressed = document.keep_compressed.or(merged.keep_compressed);
     }
     let root = flag
         .or_else(|| variable("HOSTEL_ROOT").map(PathBuf::from))
@@ -101,7 +105,14 @@ fn decide(
     if let Some(path) = &local {
         absolute("local_dir", path)?;
     }
-    Ok(Config { root: std::path::absolute(root)?, settings: Settings { additional, local }, warnings })
+    let keep_compressed = match variable("HOSTEL_KEEP_COMPRESSED") {
+        Some(text) => text.to_str().and_then(parse_bool).ok_or_else(|| {
+            CliError::new(format!("HOSTEL_KEEP_COMPRESSED is {text:?}, which is neither true nor false"))
+        })?,
+        None => merged.keep_compressed.unwrap_or(true),
+    };
+    let settings = Settings { additional, local, keep_compressed };
+    Ok(Config { root: std::path::absolute(root)?, settings, warnings })
 }
 
 /// Understands a file's text, for `crate::fuzzing`.
@@ -112,7 +123,7 @@ pub(crate) fn fuzz(path: &Path, text: &str) {
     }
 }
 
-const KEYS: [&str; 3] = ["root", "additional_image_stores", "local_dir"];
+const KEYS: [&str; 4] = ["root", "additional_image_stores", "local_dir", "keep_compressed"];
 
 fn read(path: &Path) -> Result<Option<String>, CliError> {
     match fs::read_to_string(path) {
@@ -199,20 +210,27 @@ mod tests {
     fn keys_are_merged_one_by_one() {
         let system = "additional_image_stores = ['/a', '/b']\nlocal_dir = '/l'";
         let env = [("HOME", "/h")];
-        let config = with(system, "", &env, None).unwrap();
+        let config = with(system, "keep_compressed = false", &env, None).unwrap();
         let additional = vec![PathBuf::from("/a"), PathBuf::from("/b")];
         let local = Some(PathBuf::from("/l"));
-        assert_eq!(config.settings, Settings { additional, local });
-        let env = [("HOME", "/h"), ("HOSTEL_ADDITIONAL_IMAGE_STORES", "/x::/y"), ("HOSTEL_LOCAL_DIR", "/m")];
-        let config = with(system, "", &env, None).unwrap();
+        assert_eq!(config.settings, Settings { additional, local, keep_compressed: false });
+        let env = [
+            ("HOME", "/h"),
+            ("HOSTEL_ADDITIONAL_IMAGE_STORES", "/x::/y"),
+            ("HOSTEL_LOCAL_DIR", "/m"),
+            ("HOSTEL_KEEP_COMPRESSED", "1"),
+        ];
+        let config = with(system, "keep_compressed = false", &env, None).unwrap();
         let additional = vec![PathBuf::from("/x"), PathBuf::from("/y")];
         let local = Some(PathBuf::from("/m"));
-        assert_eq!(config.settings, Settings { additional, local });
+        assert_eq!(config.settings, Settings { additional, local, keep_compressed: true });
         assert_eq!(with("", "", &env[..1], None).unwrap().settings, Settings::default());
     }
 
     #[test]
     fn unknown_keys_are_told_and_wrong_values_refused() {
+        let env = [("HOME", "/h"), ("HOSTEL_KEEP_COMPRESSED", "maybe")];
+        assert!(with("", "", &env, None).unwrap_err().contains("neither true nor false"));
         let env = [("HOME", "/h")];
         let warnings = with("", "rot = '/x'\n[table]\na = 1", &env, None).unwrap().warnings;
         assert_eq!(warnings.len(), 2);
@@ -220,6 +238,7 @@ mod tests {
         let table = [
             ("root = ", "is not valid"),
             ("root = 1", "is not valid"),
+            ("keep_compressed = 'yes'", "is not valid"),
             ("root = 'relative'", "not an absolute path"),
             ("additional_image_stores = '/x'", "is not valid"),
             ("additional_image_stores = ['x']", "not an absolute path"),

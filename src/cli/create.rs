@@ -55,9 +55,18 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
     let request = &completed(&containers, request)?;
     // Until the record names the image nothing else keeps a collection from its layers.
     let content = store.lock_content()?;
-    let fetch = |name: &str, reason: image::Reason| super::pull::for_run(&store, name, reason, request.quiet);
-    let resolved = image::resolve(&store, &request.image, pull_policy(request.pull), &fetch)
+    let platform = request.platform.as_ref();
+    let fetch = |name: &str, reason: image::Reason| {
+        super::pull::for_run(&store, name, reason, platform.cloned(), request.quiet)
+    };
+    let resolved = image::resolve(&store, &request.image, request.pull, platform, &fetch)
         .map_err(super::images::resolve_error)?;
+    if let Some(found) = image::foreign_platform(&resolved.config).filter(|_| platform.is_none()) {
+        eprintln!(
+            "WARNING: The requested image's platform ({found}) does not match the detected host platform ({}) and no specific platform was requested",
+            image::Platform::host()
+        );
+    }
     let id = ContainerId::from_random(&sys::process::random_bytes()?);
     let name = match &request.name {
         Some(name) => name.clone(),
@@ -358,14 +367,6 @@ fn thermal_throttle_paths() -> Vec<String> {
         .filter(|path| path.is_dir())
         .map(|path| path.to_string_lossy().into_owned())
         .collect()
-}
-
-fn pull_policy(asked: plan::request::PullPolicy) -> image::PullPolicy {
-    match asked {
-        plan::request::PullPolicy::Always => image::PullPolicy::Always,
-        plan::request::PullPolicy::Missing => image::PullPolicy::Missing,
-        plan::request::PullPolicy::Never => image::PullPolicy::Never,
-    }
 }
 
 /// An error that Docker's `run` ends with 125 for.

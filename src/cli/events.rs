@@ -7,8 +7,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::filter::Filters;
 use super::format::Template;
 use super::{CliError, Context, Exit, Outcome};
+use crate::image::Reference;
 use crate::store::events::{Event, Events};
 
 /// Get real time events from the journal of the store
@@ -42,7 +44,7 @@ const FILTERS: [&str; 9] =
 /// # Errors
 /// A filter, a template or a time that is none.
 pub fn run(ctx: &Context, args: &Args) -> Outcome {
-    let filters = parse_filters(&args.filter)?;
+    let filters = Filters::parse(&args.filter, &FILTERS)?;
     let template = match args.format.as_str() {
         "" | "json" => None,
         text => Some(Template::parse(text)?),
@@ -94,55 +96,35 @@ fn moment(text: &str) -> Option<Timestamp> {
     }
 }
 
-fn parse_filters(texts: &[String]) -> Result<Vec<(String, String)>, CliError> {
-    let parse = |text: &String| {
-        let (key, value) = text.split_once('=').ok_or_else(|| {
-            CliError::new(format!(
-                "invalid argument {text:?} for \"-f, --filter\" flag: invalid filter '{text}'"
-            ))
-            .with_exit(Exit::Engine)
-        })?;
-        if !FILTERS.contains(&key) {
-            return Err(CliError::new(format!("invalid filter '{key}'")));
-        }
-        Ok((key.to_owned(), value.to_owned()))
-    };
-    texts.iter().map(parse).collect()
-}
-
 /// Values of one key are joined by or, keys by and; labels by and.
-fn matches(event: &Event, filters: &[(String, String)]) -> bool {
-    filters.iter().all(|(key, value)| {
-        if key == "label" {
-            return matches_one(event, key, value);
-        }
-        filters.iter().filter(|(other, _)| other == key).any(|(key, value)| matches_one(event, key, value))
-    })
+fn matches(event: &Event, filters: &Filters) -> bool {
+    filters.labels(&event.attributes)
+        && FILTERS
+            .iter()
+            .filter(|key| **key != "label")
+            .all(|key| filters.any(key, |value| matches_one(event, key, value)))
 }
 
 fn matches_one(event: &Event, key: &str, value: &str) -> bool {
-    let attribute = |name: &str| event.attributes.get(name).is_some_and(|found| found == value);
-    let is = |kind: &str| event.kind == kind && (event.id == value || attribute("name"));
+    let attribute = |name: &str| event.attributes.get(name).map(String::as_str);
+    // As moby's FuzzyMatch: what an id or a name begins with is enough.
+    let begins =
+        |found: Option<&str>| !value.is_empty() && found.is_some_and(|found| found.starts_with(value));
+    let is = |kind: &str| event.kind == kind && (begins(Some(&event.id)) || begins(attribute("name")));
     match key {
         "type" => event.kind == value,
         // `exec_create: ls` is an exec_create.
         "event" => event.action == value || event.action.split(':').next() == Some(value),
-        "container" => {
-            is("container")
-                || (event.kind == "container" && value.len() >= 2 && event.id.starts_with(value))
-                || attribute("container")
-        }
+        "container" => is("container") || attribute("container") == Some(value),
         "image" => {
-            is("image")
-                || attribute("image")
-                || event.attributes.get("image").is_some_and(|image| image.split(':').next() == Some(value))
+            let name = attribute(if event.kind == "image" { "name" } else { "image" });
+            [Some(event.id.as_str()), name].into_iter().flatten().any(|found| {
+                let repository = || found.parse::<Reference>().ok().map(|name| name.familiar_repository());
+                found == value || repository().as_deref() == Some(value)
+            })
         }
         "volume" => is("volume"),
         "network" => is("network"),
-        "label" => match value.split_once('=') {
-            Some((name, value)) => event.attributes.get(name).is_some_and(|found| found == value),
-            None => event.attributes.contains_key(value),
-        },
         "scope" => value == "local",
         _ => false,
     }
@@ -210,6 +192,26 @@ mod tests {
     }
 
     #[test]
+    fn images_and_volumes_are_chosen_by_name() {
+        let pull =
+            Event { id: "reg.example/a:1".into(), ..event("image", "pull", &[("name", "reg.example/a")]) };
+        let run = event("container", "create", &[("image", "reg.example/a:1"), ("name", "x")]);
+        let volume = Event { id: "data".into(), ..event("volume", "create", &[("driver", "local")]) };
+        for (filter, fits) in [
+            ("image=reg.example/a", [true, true, false]),
+            ("image=reg.example/a:1", [true, true, false]),
+            ("image=reg.example/a:2", [false, false, false]),
+            ("image=a", [false, false, false]),
+            ("volume=data", [false, false, true]),
+            ("volume=da", [false, false, true]),
+            ("type=image", [true, false, false]),
+        ] {
+            let filters = Filters::parse(&[filter.to_owned()], &FILTERS).expect("valid");
+            assert_eq!([&pull, &run, &volume].map(|event| matches(event, &filters)), fits, "{filter}");
+        }
+    }
+
+    #[test]
     fn filters_choose() {
         let labelled =
             event("container", "exec_create: ls -l", &[("name", "x"), ("image", "busybox:1"), ("tier", "a")]);
@@ -226,8 +228,8 @@ mod tests {
             (&["scope=swarm"], false),
         ] {
             let texts: Vec<String> = filters.iter().map(|text| (*text).to_owned()).collect();
-            assert_eq!(matches(&labelled, &parse_filters(&texts).expect("valid")), fits, "{filters:?}");
+            let parsed = Filters::parse(&texts, &FILTERS).expect("valid");
+            assert_eq!(matches(&labelled, &parsed), fits, "{filters:?}");
         }
-        assert!(parse_filters(&["nope=1".into()]).is_err());
     }
 }

@@ -43,6 +43,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         view.send(b"to", &[file.as_fd()])?;
         view.finish().map_err(CliError::from)
     })?;
+    containers.tell(&record, "export", &[]);
     Ok(Exit::Success)
 }
 

@@ -14,7 +14,7 @@ use super::{CliError, Exit};
 /// A wrong flag ends with 125 and a wrong count of arguments with 1, as in Docker.
 #[must_use]
 pub fn explain(error: &clap::Error, command: &Command, arguments: &[OsString]) -> Option<CliError> {
-    let path = verb_path(command, arguments);
+    let (path, verb) = verb(command, arguments);
     let subject = text(error, ContextKind::InvalidArg);
     let flag = subject.filter(|subject| subject.starts_with('-'));
     let (message, exit) = match error.kind() {
@@ -40,12 +40,16 @@ pub fn explain(error: &clap::Error, command: &Command, arguments: &[OsString]) -
             (message, Exit::Engine)
         }
         ErrorKind::MissingRequiredArgument => {
-            let count = match error.get(ContextKind::InvalidArg) {
-                Some(ContextValue::Strings(missing)) => missing.len(),
-                _ => 1,
+            let required = verb.get_positionals().filter(|argument| argument.is_required_set()).count();
+            // Of a flag that has to be given nobody counts arguments.
+            let count = required.max(1);
+            let has_more = |argument: &clap::Arg| {
+                !argument.is_required_set()
+                    || argument.get_num_args().is_some_and(|count| count.max_values() > 1)
             };
+            let bound = if verb.get_positionals().any(has_more) { "at least" } else { "exactly" };
             let plural = if count == 1 { "" } else { "s" };
-            (format!("'{path}' requires at least {count} argument{plural}"), Exit::Failure)
+            (format!("'{path}' requires {bound} {count} argument{plural}"), Exit::Failure)
         }
         _ => return None,
     };
@@ -74,8 +78,8 @@ fn text(error: &clap::Error, kind: ContextKind) -> Option<&str> {
     }
 }
 
-/// `hostel container rm`: the program and the verbs that the command line got to.
-fn verb_path(command: &Command, arguments: &[OsString]) -> String {
+/// `hostel container rm`: the program and the verbs that the command line got to, and the last of them.
+fn verb<'a>(command: &'a Command, arguments: &[OsString]) -> (String, &'a Command) {
     let mut path = vec![command.get_name().to_owned()];
     let mut command = command;
     let mut rest = arguments.iter().skip(1);
@@ -89,7 +93,7 @@ fn verb_path(command: &Command, arguments: &[OsString]) -> String {
             break;
         }
     }
-    path.join(" ")
+    (path.join(" "), command)
 }
 
 /// Whether the argument is a flag whose value is the argument after it.
@@ -125,7 +129,7 @@ mod tests {
 
     #[test]
     fn complaints_have_dockers_words() {
-        let table: [(&[&str], u8, &str); 12] = [
+        let table: [(&[&str], u8, &str); 13] = [
             (&["rm", "--nope"], 125, "unknown flag: --nope"),
             (&["rm", "--nope=1", "x"], 125, "unknown flag: --nope"),
             (&["rm", "-x"], 125, "unknown shorthand flag: 'x' in -x"),
@@ -143,7 +147,8 @@ mod tests {
                 1,
                 "'hostel container rm' requires at least 1 argument",
             ),
-            (&["tag"], 1, "'hostel tag' requires at least 2 arguments"),
+            (&["tag"], 1, "'hostel tag' requires exactly 2 arguments"),
+            (&["tag", "x"], 1, "'hostel tag' requires exactly 2 arguments"),
             (&["version", "x"], 1, "'hostel version' accepts no more arguments: x"),
             (&["foo", "rm"], 1, "unknown command: hostel foo"),
         ];

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::filter::{self, Filters};
 use super::format::{Table, ago, go_time, human_size, human_size_exact, render_inspect};
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::Digest;
@@ -195,8 +196,7 @@ const PRUNE_FILTERS: &[&str] = &["dangling", "label", "label!", "until"];
 struct Filter {
     dangling: Option<bool>,
     read_only: Option<bool>,
-    labels: Vec<String>,
-    without_labels: Vec<String>,
+    given: Filters,
     before: Option<Timestamp>,
     since: Option<Timestamp>,
     references: Vec<String>,
@@ -204,44 +204,27 @@ struct Filter {
 
 impl Filter {
     fn parse(filters: &[String], catalog: &Catalog, known: &[&str]) -> Result<Self, CliError> {
-        let mut parsed = Self::default();
-        for filter in filters {
-            let (key, value) = filter.split_once('=').ok_or_else(|| {
-                CliError::new(format!("invalid argument {filter:?} for \"-f, --filter\" flag: bad format of filter (expected name=value)"))
+        let given = Filters::parse(filters, known)?;
+        let created = |name: &str| -> Result<Option<Timestamp>, CliError> {
+            let id = image::find(catalog, name).map_err(image_error)?;
+            Ok(catalog.images.get(&id).and_then(created))
+        };
+        let of_image = |key: &str| given.values(key).last().map(created).transpose().map(Option::flatten);
+        let mut before = of_image("before")?;
+        if let Some(value) = given.values("until").last() {
+            let until = super::until(value).ok_or_else(|| {
+                filter::wrong("until", value).with_hint("until is a time or a duration such as 24h")
             })?;
-            if !known.contains(&key) {
-                return Err(CliError::new(format!("invalid filter '{key}'"))
-                    .with_hint(format!("filters are {}", known.join(", "))));
-            }
-            let image_created = || -> Result<Option<Timestamp>, CliError> {
-                let id = image::find(catalog, value).map_err(image_error)?;
-                Ok(catalog.images.get(&id).and_then(created))
-            };
-            let invalid = || CliError::new(format!("invalid filter '{filter}'"));
-            match key {
-                "dangling" | "readonly" => {
-                    let value = Some(match value {
-                        "true" | "1" => true,
-                        "false" | "0" => false,
-                        _ => return Err(invalid().with_hint(format!("{key} is true or false"))),
-                    });
-                    *(if key == "dangling" { &mut parsed.dangling } else { &mut parsed.read_only }) = value;
-                }
-                "label" => parsed.labels.push(value.to_owned()),
-                "label!" => parsed.without_labels.push(value.to_owned()),
-                "before" => parsed.before = image_created()?,
-                "since" => parsed.since = image_created()?,
-                "until" => {
-                    let until = super::until(value);
-                    parsed.before =
-                        Some(until.ok_or_else(|| {
-                            invalid().with_hint("until is a time or a duration such as 24h")
-                        })?);
-                }
-                _ => parsed.references.push(value.to_owned()),
-            }
+            before = Some(before.map_or(until, |before| before.min(until)));
         }
-        Ok(parsed)
+        Ok(Self {
+            dangling: given.flag("dangling")?,
+            read_only: given.flag("readonly")?,
+            before,
+            since: of_image("since")?,
+            references: given.values("reference").map(str::to_owned).collect(),
+            given,
+        })
     }
 
     /// Whether an image passes all but the filters on names.
@@ -249,16 +232,12 @@ impl Filter {
         let created = created(entry);
         let is_between = self.before.is_none_or(|before| created < Some(before))
             && self.since.is_none_or(|since| created > Some(since));
-        if !is_between || (self.labels.is_empty() && self.without_labels.is_empty()) {
+        if !is_between || !(self.given.has("label") || self.given.has("label!")) {
             return Ok(is_between);
         }
         let config = image::config(store, id).map_err(image_error)?;
         let labels = config.config().as_ref().and_then(|config| config.labels().clone()).unwrap_or_default();
-        let has = |wanted: &String| match wanted.split_once('=') {
-            Some((key, value)) => labels.get(key).is_some_and(|label| label == value),
-            None => labels.contains_key(wanted),
-        };
-        Ok(self.labels.iter().all(has) && !self.without_labels.iter().any(has))
+        Ok(self.given.labels(&labels))
     }
 
     fn names(&self, name: &Reference) -> bool {
@@ -529,6 +508,7 @@ fn remove_unused(ctx: &Context, filter: &Filter, all: bool) -> Result<u64, CliEr
         }
         println!();
     }
+    super::prune::tell(ctx, "image", pruned.reclaimed_bytes);
     Ok(pruned.reclaimed_bytes)
 }
 

@@ -1,7 +1,7 @@
 //! Import the contents from a tarball to create a filesystem image
 
 use std::fs::File;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Read};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::commit::parse_name;
 use super::images::image_error;
 use super::{CliError, Context, Exit, Outcome};
-use crate::image::{self, Draft, ImageError};
+use crate::image::{self, Draft, ImageError, registry};
 use crate::plan::instruction::{self, Config};
 use crate::store::Store;
 
@@ -26,8 +26,8 @@ pub struct Args {
     /// Set platform of the image (os/architecture[/variant])
     #[arg(long)]
     platform: Option<String>,
-    /// Accepted for podman's sake: nothing but the id is printed anyway
-    #[arg(short, long, hide = true)]
+    /// Suppress what is said of a download
+    #[arg(short, long)]
     quiet: bool,
     /// file|URL|-
     source: String,
@@ -44,10 +44,13 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let mut config = Config::new();
     instruction::apply(&mut config, &args.change)?;
     let base = image::scratch(args.platform.as_deref()).map_err(image_error)?;
-    let (file, what) = open(&args.source)?;
+    let (file, what) = open(&args.source, args.quiet)?;
     let store = Store::open(&ctx.root)?;
-    let comment =
-        if args.message.is_empty() { format!("Imported from {}", args.source) } else { args.message.clone() };
+    let comment = match (&*args.message, &*args.source) {
+        ("", "-") => "Imported from -".to_owned(),
+        ("", _) => format!("Imported from {what}"),
+        (message, _) => message.to_owned(),
+    };
     let draft = Draft {
         base,
         config,
@@ -57,22 +60,29 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         created: Timestamp::now().to_string(),
         name,
     };
-    let added = image::commit(&store, draft, Box::new(file), &what).map_err(image_error)?;
+    let added = image::commit(&store, draft, file, &what).map_err(image_error)?;
+    image::tell(&store, "import", &added.id);
     println!("{}", added.id);
     Ok(Exit::Success)
 }
 
-fn open(source: &str) -> Result<(File, String), CliError> {
+/// The archive, and what messages and the image's history call it.
+fn open(source: &str, quiet: bool) -> Result<(Box<dyn Read>, String), CliError> {
     if source == "-" {
         if std::io::stdin().is_terminal() {
             return Err(CliError::new("requested import from stdin, but stdin is a terminal")
                 .with_hint("give the archive's name, or redirect stdin"));
         }
-        return Ok((File::from(std::io::stdin().as_fd().try_clone_to_owned()?), "standard input".to_owned()));
+        let stdin = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+        return Ok((Box::new(stdin), "standard input".to_owned()));
     }
-    if source.starts_with("http://") || source.starts_with("https://") {
-        return Err(CliError::new(format!("cannot import {source}: archives are not fetched from URLs"))
-            .with_hint(format!("curl -L {source} | hostel import - NAME")));
+    if registry::is_address(source) {
+        let file = registry::open(source).map_err(|error| CliError::from(ImageError::from(error)))?;
+        let address = file.address.clone();
+        if !quiet {
+            eprintln!("Downloading from {address}");
+        }
+        return Ok((Box::new(file), address));
     }
     let path = Path::new(source);
     let file =
@@ -80,5 +90,5 @@ fn open(source: &str) -> Result<(File, String), CliError> {
     if file.metadata()?.is_dir() {
         return Err(image_error(ImageError::NotAFile { path: path.to_owned() }));
     }
-    Ok((file, source.to_owned()))
+    Ok((Box::new(file), source.to_owned()))
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::images::image_error;
 use super::{CliError, Context, Exit, Outcome};
-use crate::image::{self, Added, Choice, ImageError, Source};
+use crate::image::{self, Added, Choice, ImageError, Platform, Source};
 use crate::store::Store;
 
 /// Load an image from a tar archive or STDIN
@@ -16,6 +16,9 @@ pub struct Args {
     /// Read from tar archive file or OCI layout directory, instead of STDIN
     #[arg(short, long, value_name = "FILE")]
     input: Option<PathBuf>,
+    /// Of images for several platforms, load the one for this
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<String>,
     /// Suppress the load output
     #[arg(short, long)]
     quiet: bool,
@@ -27,10 +30,12 @@ pub struct Args {
 /// The archive cannot be read, is none or is damaged.
 pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let store = Store::open(&ctx.root)?;
+    let platform = args.platform.as_deref().map(str::parse::<Platform>).transpose().map_err(CliError::new)?;
+    let platform = platform.as_ref();
     // As `podman load` takes a directory: what `save --format oci-dir` wrote.
     if let Some(directory) = args.input.as_deref().filter(|path| path.is_dir()) {
         let source = Source::OciLayout { directory: directory.to_owned(), tag: None };
-        for added in image::pull_source(&store, &source, Choice::All).map_err(image_error)? {
+        for added in image::pull_source(&store, &source, Choice::All, platform).map_err(image_error)? {
             announce(&added);
         }
         return Ok(Exit::Success);
@@ -49,7 +54,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
             (File::from(std::io::stdin().as_fd().try_clone_to_owned()?), Path::new("standard input"))
         }
     };
-    for added in image::load(&store, file, path).map_err(image_error)? {
+    for added in image::load(&store, file, path, platform).map_err(image_error)? {
         announce(&added);
     }
     Ok(Exit::Success)

@@ -28,6 +28,7 @@ pub mod error;
 pub mod events;
 pub mod exec;
 pub mod export;
+pub mod filter;
 pub mod flag_errors;
 pub mod format;
 pub mod help;

@@ -2,10 +2,11 @@
 
 use net::{Addresses, DEFAULT_MTU_BYTES, HostRoutes};
 use serde_json::{Map, Value, json};
-use sha2::{Digest as _, Sha256};
 
+use super::filter::Filters;
 use super::format::{Table, render_inspect};
 use super::{CliError, Context, Exit, Outcome};
+use crate::plan::network_id;
 use crate::store::containers::{Containers, NetworkAddresses, NetworkState, Status};
 use crate::supervisor::Saved;
 
@@ -119,10 +120,8 @@ const COLUMNS: &str = "{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}";
 const FILTERS: [&str; 5] = ["driver", "id", "name", "scope", "type"];
 
 impl Network {
-    /// Made of the name: the same on every machine, and of Docker's length.
     fn id(self) -> String {
-        let digest = Sha256::digest(format!("hostel network {}", self.name));
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        network_id(self.name)
     }
 
     fn find(text: &str) -> Result<Self, CliError> {
@@ -154,8 +153,7 @@ pub fn run(ctx: &Context, verb: Verb) -> Outcome {
         Verb::Disconnect(_) => Err(refused("disconnect")),
         Verb::Inspect(args) => inspect(ctx, &args),
         Verb::Ls(args) => list(&args),
-        // Nothing can be made, so nothing is unused.
-        Verb::Prune(_) => Ok(Exit::Success),
+        Verb::Prune(args) => prune(ctx, &args),
         Verb::Rm(args) => remove(&args),
     }
 }
@@ -177,8 +175,18 @@ fn remove(args: &RemoveArgs) -> Outcome {
     })
 }
 
+/// Nothing can be made, so nothing is unused.
+fn prune(ctx: &Context, args: &PruneArgs) -> Outcome {
+    Filters::parse(&args.filter, &["label", "label!", "until"])?;
+    let warning = "WARNING! This will remove all custom networks not used by at least one container.";
+    if args.force || super::prune::confirm(warning)? {
+        super::prune::tell(ctx, "network", 0);
+    }
+    Ok(Exit::Success)
+}
+
 fn list(args: &ListArgs) -> Outcome {
-    let filters = args.filter.iter().map(|filter| parse_filter(filter)).collect::<Result<Vec<_>, _>>()?;
+    let filters = Filters::parse(&args.filter, &FILTERS)?;
     let rows: Vec<Value> = NETWORKS
         .into_iter()
         .filter(|network| keeps(*network, &filters))
@@ -202,24 +210,13 @@ fn list(args: &ListArgs) -> Outcome {
     Ok(Exit::Success)
 }
 
-fn parse_filter(filter: &str) -> Result<(&str, &str), CliError> {
-    filter.split_once('=').filter(|(key, _)| FILTERS.contains(key)).ok_or_else(|| {
-        CliError::new(format!("invalid filter '{filter}'"))
-            .with_hint(format!("filters are {}", FILTERS.join(", ")))
-    })
-}
-
-/// Filters of one kind are alternatives, those of different kinds must all hold, as in Docker.
-fn keeps(network: Network, filters: &[(&str, &str)]) -> bool {
+fn keeps(network: Network, filters: &Filters) -> bool {
     let id = network.id();
-    let holds = |key: &str, value: &str| match key {
-        "driver" => network.driver == value,
-        "id" => id.starts_with(value),
-        "name" => network.name.contains(value),
-        "scope" => value == "local",
-        _ => value == "builtin",
-    };
-    filters.iter().all(|(key, _)| filters.iter().any(|(other, value)| other == key && holds(key, value)))
+    filters.any("driver", |value| network.driver == value)
+        && filters.any("id", |value| id.starts_with(value))
+        && filters.any("name", |value| network.name.contains(value))
+        && filters.any("scope", |value| value == "local")
+        && filters.any("type", |value| value == "builtin")
 }
 
 fn inspect(ctx: &Context, args: &InspectArgs) -> Outcome {
@@ -321,7 +318,8 @@ mod tests {
     #[test]
     fn filters() {
         let names = |filters: &[&str]| -> Vec<&str> {
-            let filters: Vec<_> = filters.iter().filter_map(|filter| parse_filter(filter).ok()).collect();
+            let filters: Vec<String> = filters.iter().map(|filter| (*filter).to_owned()).collect();
+            let filters = Filters::parse(&filters, &FILTERS).expect("valid");
             NETWORKS
                 .into_iter()
                 .filter(|network| keeps(*network, &filters))
@@ -334,6 +332,5 @@ mod tests {
         assert_eq!(names(&["name=o", "driver=host"]), ["host"]);
         assert_eq!(names(&["name=host", "name=none"]), ["host", "none"]);
         assert_eq!(names(&["type=custom"]), [] as [&str; 0]);
-        assert!(parse_filter("colour=red").is_err());
     }
 }

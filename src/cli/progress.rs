@@ -77,7 +77,9 @@ impl Show {
             Output::Stdout => ProgressDrawTarget::stdout_with_hz(FRAMES_A_SECOND),
             Output::Stderr => ProgressDrawTarget::stderr_with_hz(FRAMES_A_SECOND),
         };
+        // A terminal that cannot move its cursor (TERM=dumb, or none) gets lines.
         let bars = (is_terminal && !quiet).then(|| MultiProgress::with_draw_target(target));
+        let bars = bars.filter(|bars| !bars.is_hidden());
         Self { output, quiet, words: PULL, bars, state: Mutex::default() }
     }
 

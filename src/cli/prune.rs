@@ -5,6 +5,7 @@ use std::io::Write as _;
 use super::rm::remove_container;
 use super::{CliError, Context, Exit, Outcome};
 use crate::store::containers::{Containers, Status};
+use crate::store::events::Events;
 
 /// Remove all stopped containers
 #[derive(clap::Args, Debug)]
@@ -62,7 +63,13 @@ pub fn remove_stopped(ctx: &Context, filter: &super::ps::Filter) -> Result<u64, 
         }
         println!();
     }
+    tell(ctx, "container", freed);
     Ok(freed)
+}
+
+/// Tells the journal of a prune of one kind of things, as Docker does even where nothing went.
+pub fn tell(ctx: &Context, kind: &str, reclaimed_bytes: u64) {
+    Events::new(&ctx.root).tell(kind, "prune", "", &[("reclaimed", &reclaimed_bytes.to_string())]);
 }
 
 /// Asks on the terminal, as Docker does.

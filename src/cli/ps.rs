@@ -7,11 +7,15 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::filter::Filters;
 use super::format::{Table, ago, human_duration, human_size};
 use super::{CliError, Context, Exit, Outcome};
+use crate::id::Digest;
+use crate::image::{self, Source};
 use crate::plan::health::{Health, HealthStatus};
 use crate::plan::port::{parse_range, split_protocol};
 use crate::store::containers::{Containers, Record, State, Status};
+use crate::store::{Catalog, Store};
 use crate::supervisor::Saved;
 
 /// List containers
@@ -93,8 +97,15 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         }
         return Ok(Exit::Success);
     }
-    let rows: Vec<Value> =
-        found.iter().map(|(record, status)| row(record, status, &containers, args)).collect();
+    let catalog = Store::open(&ctx.root)?.catalog()?;
+    let rows: Vec<Value> = found
+        .iter()
+        .map(|(record, status)| {
+            let mut row = row(record, status, &containers, args);
+            row["Image"] = shown_image(&catalog, record, args.no_trunc).into();
+            row
+        })
+        .collect();
     let default = if args.size { WITH_SIZE } else { DEFAULT };
     print!("{}", Table { headings: HEADINGS, default }.render(&args.format, &rows)?);
     Ok(Exit::Success)
@@ -132,6 +143,23 @@ fn row(record: &Record, status: &Status, containers: &Containers, args: &Args) -
         "Mounts": mounts.join(","),
         "Networks": networks,
     })
+}
+
+/// What a container's image is called: as it was asked for, while that means this image; else by its id.
+fn shown_image(catalog: &Catalog, record: &Record, no_trunc: bool) -> String {
+    let Some(id) = record.image_id.as_ref().and_then(|id| id.parse::<Digest>().ok()) else {
+        return record.image.clone();
+    };
+    match Source::parse(&record.image) {
+        Ok(Source::Stored(name)) if image::find(catalog, &name).ok().as_ref() != Some(&id) => {
+            if no_trunc {
+                id.to_string()
+            } else {
+                id.short().to_owned()
+            }
+        }
+        _ => record.image.clone(),
+    }
 }
 
 /// A command in quotes, cut short unless it is wanted whole.
@@ -257,7 +285,7 @@ const FILTERS: &[&str] = &[
 
 /// `--filter key=value`, each key's values joined by or, keys by and.
 #[derive(Clone, Debug, Default)]
-pub struct Filter(Vec<(String, String)>);
+pub struct Filter(Filters, Vec<String>);
 
 impl Filter {
     /// Reads the flags.
@@ -265,55 +293,30 @@ impl Filter {
     /// # Errors
     /// A key that is not among `known`, or no key at all.
     pub fn parse(texts: &[String], known: &[&str]) -> Result<Self, CliError> {
-        texts
-            .iter()
-            .map(|text| {
-                let (key, value) = text.split_once('=').ok_or_else(|| {
-                    CliError::new(format!(
-                        "invalid argument {text:?} for \"-f, --filter\" flag: invalid filter '{text}'"
-                    ))
-                    .with_exit(Exit::Engine)
-                })?;
-                if !known.contains(&key) {
-                    return Err(CliError::new(format!("invalid filter '{key}'")));
-                }
-                Ok((key.to_owned(), value.to_owned()))
-            })
-            .collect::<Result<_, _>>()
-            .map(Self)
+        let keys = known.iter().filter(|key| !key.starts_with("label")).map(|key| (*key).to_owned());
+        Ok(Self(Filters::parse(texts, known)?, keys.collect()))
     }
 
     fn shows_stopped(&self) -> bool {
-        self.0.iter().any(|(key, _)| key == "status" || key == "exited")
+        self.0.has("status") || self.0.has("exited")
     }
 
     /// Whether a container passes every key.
     #[must_use]
     pub fn matches(&self, record: &Record, status: &Status, containers: &Containers) -> bool {
-        self.0.iter().all(|(key, _)| {
-            let mut values = self.0.iter().filter(|(other, _)| other == key);
-            match key.as_str() {
-                // Labels have to be there all of them.
-                "label" | "label!" => {
-                    values.all(|(_, value)| matches_one(key, value, record, status, containers))
-                }
-                _ => values.any(|(_, value)| matches_one(key, value, record, status, containers)),
-            }
-        })
+        let Self(filters, keys) = self;
+        filters.labels(&record.labels)
+            && keys
+                .iter()
+                .all(|key| filters.any(key, |value| matches_one(key, value, record, status, containers)))
     }
 }
 
 fn matches_one(key: &str, value: &str, record: &Record, status: &Status, containers: &Containers) -> bool {
-    let has_label = || match value.split_once('=') {
-        Some((key, value)) => record.labels.get(key).is_some_and(|found| found == value),
-        None => record.labels.contains_key(value),
-    };
     let created = |reference: &str| containers.find(reference).map(|other| other.created);
     match key {
         "id" => record.id.as_str().starts_with(value),
         "name" => record.name.as_str().contains(value.trim_start_matches(['^', '/']).trim_end_matches('$')),
-        "label" => has_label(),
-        "label!" => !has_label(),
         "status" => state_word(status) == value,
         "exited" => matches!(status, Status::Exited(Some(_), exit) if exit.code.to_string() == value),
         "ancestor" => {

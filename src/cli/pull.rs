@@ -41,7 +41,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     if let Source::Stored(name) = &source {
         return from_registry(&store, name, choice, platform, args.quiet);
     }
-    for added in image::pull_source(&store, &source, choice).map_err(image_error)? {
+    for added in image::pull_source(&store, &source, choice, platform.as_ref()).map_err(image_error)? {
         announce(&added, args);
     }
     Ok(Exit::Success)
@@ -64,6 +64,13 @@ fn from_registry(
     let pulled = registry::pull(store, name, choice, &options, &show);
     show.finish();
     let pulled = pulled.map_err(image_error)?;
+    for added in &pulled {
+        let called = added.names.first().map_or_else(|| added.id.to_string(), |(name, _)| name.familiar());
+        // As in Docker no failure: a registry may have the image for one platform only, and not say for which.
+        if let Err(error) = image::check_platform(store, &added.id, &called, options.platform.as_ref()) {
+            eprintln!("WARNING: {error}");
+        }
+    }
     let Some(last) = pulled.last() else {
         return Err(CliError::new(format!("{} has no tags", reference.familiar_repository())));
     };
@@ -106,13 +113,20 @@ fn pulled_name(added: &Added, reference: &Reference, choice: Choice) -> String {
 ///
 /// # Errors
 /// As [`registry::pull`].
-pub fn for_run(store: &Store, name: &str, reason: Reason, quiet: bool) -> Result<Vec<Added>, ImageError> {
+pub fn for_run(
+    store: &Store,
+    name: &str,
+    reason: Reason,
+    platform: Option<Platform>,
+    quiet: bool,
+) -> Result<Vec<Added>, ImageError> {
     if reason == Reason::Missing && !quiet {
         let reference: Reference = name.parse()?;
         eprintln!("Unable to find image '{}' locally", reference.with_default_tag().familiar());
     }
     let show = Show::new(Output::Stderr, quiet);
-    let pulled = registry::pull(store, name, Choice::One, &PullOptions::default(), &show);
+    let options = PullOptions { platform, ..PullOptions::default() };
+    let pulled = registry::pull(store, name, Choice::One, &options, &show);
     show.finish();
     let pulled = pulled?;
     if !quiet {

@@ -156,6 +156,7 @@ impl CreateArgs {
             name: options.name,
             cidfile: options.cidfile,
             pull: options.pull,
+            platform: options.platform,
             quiet: options.quiet,
             auto_remove: options.auto_remove,
             secrets: options.secrets,

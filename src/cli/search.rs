@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::filter::{self, Filters};
 use super::format::Table;
 use super::images::image_error;
 use super::{CliError, Context, Exit, Outcome};
@@ -72,7 +73,7 @@ pub fn run(_ctx: &Context, args: &Args) -> Outcome {
             args.limit
         )));
     }
-    let keeps = filter(&args.filter)?;
+    let keeps = parse_filter(&args.filter)?;
     let found = registry::search(&args.term, args.limit).map_err(|error| image_error(error.into()))?;
     let rows: Vec<Value> =
         found.iter().filter(|result| keeps(result)).map(|result| row(result, args)).collect();
@@ -92,17 +93,13 @@ fn row(result: &SearchResult, args: &Args) -> Value {
     })
 }
 
-fn filter(filters: &[String]) -> Result<impl Fn(&SearchResult) -> bool, CliError> {
-    let (mut stars, mut official) = (0, None);
-    for filter in filters {
-        let invalid = || CliError::new(format!("invalid filter '{filter}'"));
-        match filter.split_once('=').ok_or_else(invalid)? {
-            ("stars", count) => stars = count.parse::<u64>().map_err(|_| invalid())?,
-            ("is-official", text) => official = Some(text.parse::<bool>().map_err(|_| invalid())?),
-            ("is-automated", _) => {}
-            _ => return Err(invalid().with_hint("filters are stars and is-official")),
-        }
+fn parse_filter(filters: &[String]) -> Result<impl Fn(&SearchResult) -> bool, CliError> {
+    let filters = Filters::parse(filters, &["stars", "is-official", "is-automated"])?;
+    let mut stars = 0;
+    for count in filters.values("stars") {
+        stars = count.parse::<u64>().map_err(|_| filter::wrong("stars", count))?;
     }
+    let official = filters.flag("is-official")?;
     Ok(move |result: &SearchResult| {
         result.star_count >= stars && official.is_none_or(|official| official == result.is_official)
     })
@@ -126,7 +123,7 @@ mod tests {
     #[test]
     fn filters_are_dockers() {
         let result = SearchResult { star_count: 7, is_official: true, ..SearchResult::default() };
-        let keeps = |text: &str| filter(&[text.to_owned()]).map(|keeps| keeps(&result));
+        let keeps = |text: &str| parse_filter(&[text.to_owned()]).map(|keeps| keeps(&result));
         assert!(matches!(keeps("stars=7"), Ok(true)));
         assert!(matches!(keeps("stars=8"), Ok(false)));
         assert!(matches!(keeps("is-official=false"), Ok(false)));

@@ -120,7 +120,7 @@ fn check(ctx: &Context, args: &CheckArgs) -> Outcome {
     let depth = if args.quick { Depth::Presence } else { Depth::Content };
     let mending = if args.repair { Mending::Repair } else { Mending::Report };
     let catalog = store.catalog()?;
-    let report = store.verify(None, depth, mending)?;
+    let report = verify::check(&store, None, depth, mending)?;
     verify::print(&report, &catalog, false);
     if !args.repair {
         return Ok(if bad || report.is_bad() { Exit::Failure } else { Exit::Success });

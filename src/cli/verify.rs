@@ -6,9 +6,10 @@ use serde_json::json;
 
 use super::format::human_size;
 use super::images::image_error;
-use super::{Context, Exit, Outcome};
+use super::progress::{Output, Show};
+use super::{CliError, Context, Exit, Outcome};
 use crate::id::Digest;
-use crate::image::{self, Reference};
+use crate::image::{self, Reference, registry};
 use crate::store::{Catalog, Checked, Depth, Mending, Part, Problem, Report, Store};
 
 /// Check that stored images are what they were when they came
@@ -23,12 +24,15 @@ pub struct Args {
     /// Only print what is wrong
     #[arg(short, long)]
     quiet: bool,
-    /// Make again what can be made again: indexes and the OCI layout
+    /// Make again what can be made again (indexes, the OCI layout), and fetch again what came from a registry
     #[arg(long)]
     repair: bool,
     /// [IMAGE...] (default: the whole store)
     images: Vec<String>,
 }
+
+/// Rounds of fetching: a manifest, then what it names, then what is made of that.
+const MAX_ROUNDS: usize = 3;
 
 /// Checks, prints what is wrong, and says what helps.
 ///
@@ -40,13 +44,62 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let only: Result<Vec<Digest>, _> = args.images.iter().map(|name| image::find(&catalog, name)).collect();
     let only = only.map_err(image_error)?;
     let mending = if args.repair { Mending::Repair } else { Mending::Report };
-    let report = store.verify((!only.is_empty()).then_some(&only), Depth::Content, mending)?;
+    let only = (!only.is_empty()).then_some(&only[..]);
+    let report = check(&store, only, Depth::Content, mending)?;
     if args.format == "json" {
         println!("{}", super::format::json_compact(&as_json(&report, &catalog)));
     } else {
         print(&report, &catalog, args.quiet);
     }
     Ok(if report.is_bad() { Exit::Failure } else { Exit::Success })
+}
+
+/// Checks, and with [`Mending::Repair`] also fetches again from registries what cannot be made again from
+/// the rest of the store. What could not be fetched is told on standard error.
+///
+/// # Errors
+/// A store that cannot be read or written.
+pub fn check(
+    store: &Store,
+    only: Option<&[Digest]>,
+    depth: Depth,
+    mending: Mending,
+) -> Result<Report, CliError> {
+    let first = store.verify(only, depth, mending)?;
+    if mending == Mending::Report || !first.is_bad() {
+        return Ok(first);
+    }
+    let show = Show::new(Output::Stderr, true);
+    let (mut problems, mut last) = (first.problems.clone(), first);
+    // A manifest that has come again may tell of layers that are missing, too.
+    for _ in 0..MAX_ROUNDS {
+        let failures = registry::repair(store, &last.problems, &show).map_err(image_error)?;
+        let next = store.verify(only, depth, mending)?;
+        let is_progress = next != last;
+        last = next;
+        if !last.is_bad() || !is_progress {
+            for (name, error) in failures {
+                eprintln!("Warning: {name} cannot be had again: {}", image_error(error).message());
+            }
+            break;
+        }
+    }
+    problems.extend(
+        last.problems.iter().filter(|found| !is_among(&problems, found)).cloned().collect::<Vec<_>>(),
+    );
+    for problem in &mut problems {
+        let now = last.problems.iter().find(|now| is_same(now, problem));
+        problem.repaired = now.is_none_or(|now| now.repaired);
+    }
+    Ok(Report { checked: last.checked, problems })
+}
+
+fn is_same(one: &Problem, other: &Problem) -> bool {
+    (one.part, &one.name) == (other.part, &other.name)
+}
+
+fn is_among(problems: &[Problem], wanted: &Problem) -> bool {
+    problems.iter().any(|found| is_same(found, wanted))
 }
 
 fn as_json(report: &Report, catalog: &Catalog) -> serde_json::Value {
@@ -72,7 +125,14 @@ pub fn print(report: &Report, catalog: &Catalog, quiet: bool) {
     }
     let open = || report.problems.iter().filter(|problem| !problem.repaired);
     if open().any(|problem| problem.repairable) {
-        eprintln!("Hint: `hostel image verify --repair` makes indexes and the layout again");
+        eprintln!(
+            "Hint: `hostel image verify --repair` makes indexes and the layout again, and fetches again what came from a registry"
+        );
+    }
+    if open().any(|problem| problem.part == Part::CompressedLayer) {
+        eprintln!(
+            "Hint: a compressed layer is what a push needs to keep the image's digest; `--repair` fetches it again"
+        );
     }
     if open().any(|problem| !problem.repairable && matches!(problem.part, Part::Layer | Part::Blob)) {
         eprintln!("Hint: remove the images named above (`hostel rmi -f`) and load or pull them again");

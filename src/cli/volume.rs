@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::filter::Filters;
 use super::format::{Table, human_size_exact, render_inspect};
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::{ContainerId, Name};
@@ -208,11 +209,12 @@ pub fn describe(volume: &Volume) -> Value {
 
 fn list(ctx: &Context, args: &ListArgs) -> Outcome {
     let store = Store::open(&ctx.root)?;
-    let filter = Filter::parse(&args.filter, &["dangling", "driver", "label", "name"])?;
+    let filters = Filters::parse(&args.filter, &["dangling", "driver", "label", "name"])?;
+    let dangling = filters.flag("dangling")?;
     let mut rows = Vec::new();
     for volume in store.volumes()? {
-        if filter.keeps(&volume)
-            && filter.dangling.is_none_or(|dangling| dangling == users(&store, &volume.name).is_empty())
+        if keeps(&filters, &volume)
+            && dangling.is_none_or(|dangling| dangling == users(&store, &volume.name).is_empty())
         {
             rows.push(row(&volume));
         }
@@ -239,58 +241,11 @@ fn row(volume: &Volume) -> Value {
     })
 }
 
-/// `--filter`, understood.
-#[derive(Default)]
-struct Filter {
-    dangling: Option<bool>,
-    drivers: Vec<String>,
-    labels: Vec<String>,
-    without_labels: Vec<String>,
-    names: Vec<String>,
-    all: bool,
-}
-
-impl Filter {
-    fn parse(filters: &[String], known: &[&str]) -> Result<Self, CliError> {
-        let mut parsed = Self::default();
-        for filter in filters {
-            let invalid = || {
-                CliError::new(format!("invalid filter '{filter}'"))
-                    .with_hint(format!("filters are {}", known.join(", ")))
-            };
-            let (key, value) = filter.split_once('=').ok_or_else(invalid)?;
-            if !known.contains(&key) {
-                return Err(invalid());
-            }
-            let flag = match value {
-                "true" | "1" => Some(true),
-                "false" | "0" => Some(false),
-                _ => None,
-            };
-            match key {
-                "dangling" => parsed.dangling = Some(flag.ok_or_else(invalid)?),
-                "all" => parsed.all = flag.ok_or_else(invalid)?,
-                "driver" => parsed.drivers.push(value.to_owned()),
-                "label" => parsed.labels.push(value.to_owned()),
-                "label!" => parsed.without_labels.push(value.to_owned()),
-                _ => parsed.names.push(value.to_owned()),
-            }
-        }
-        Ok(parsed)
-    }
-
-    /// Whether a volume passes all but `dangling`.
-    fn keeps(&self, volume: &Volume) -> bool {
-        let labels = &volume.meta.labels;
-        let has = |wanted: &String| match wanted.split_once('=') {
-            Some((key, value)) => labels.get(key).is_some_and(|label| label == value),
-            None => labels.contains_key(wanted),
-        };
-        (self.names.is_empty() || self.names.iter().any(|part| volume.name.as_str().contains(part.as_str())))
-            && (self.drivers.is_empty() || self.drivers.iter().any(|driver| driver == LOCAL))
-            && self.labels.iter().all(has)
-            && !self.without_labels.iter().any(has)
-    }
+/// Whether a volume passes all filters but `dangling`.
+fn keeps(filters: &Filters, volume: &Volume) -> bool {
+    filters.any("name", |part| volume.name.as_str().contains(part))
+        && filters.any("driver", |driver| driver == LOCAL)
+        && filters.labels(&volume.meta.labels)
 }
 
 fn remove_each(ctx: &Context, args: &RemoveArgs) -> Outcome {
@@ -322,8 +277,8 @@ pub fn users(store: &Store, name: &Name) -> Vec<String> {
 }
 
 fn prune(ctx: &Context, args: &PruneArgs) -> Outcome {
-    let filter = Filter::parse(&args.filter, &["all", "label", "label!"])?;
-    let all = args.all || filter.all;
+    let filters = Filters::parse(&args.filter, &["all", "label", "label!"])?;
+    let all = args.all || filters.flag("all")? == Some(true);
     let warning = if all {
         "WARNING! This will remove all local volumes not used by at least one container."
     } else {
@@ -332,7 +287,7 @@ fn prune(ctx: &Context, args: &PruneArgs) -> Outcome {
     if !args.force && !super::prune::confirm(warning)? {
         return Ok(Exit::Success);
     }
-    let freed = remove_unused(ctx, &filter, all)?;
+    let freed = remove_unused(ctx, &filters, all)?;
     println!("Total reclaimed space: {}", human_size_exact(freed));
     Ok(Exit::Success)
 }
@@ -343,15 +298,15 @@ fn prune(ctx: &Context, args: &PruneArgs) -> Outcome {
 /// # Errors
 /// A filter that is wrong; a volume that cannot be removed.
 pub fn remove_anonymous(ctx: &Context, filters: &[String]) -> Result<u64, CliError> {
-    remove_unused(ctx, &Filter::parse(filters, &["label", "label!"])?, false)
+    remove_unused(ctx, &Filters::parse(filters, &["label", "label!"])?, false)
 }
 
-fn remove_unused(ctx: &Context, filter: &Filter, all: bool) -> Result<u64, CliError> {
+fn remove_unused(ctx: &Context, filters: &Filters, all: bool) -> Result<u64, CliError> {
     let store = Store::open(&ctx.root)?;
     let (mut removed, mut freed) = (Vec::new(), 0);
     for volume in store.volumes()? {
         if !(all || volume.meta.anonymous)
-            || !filter.keeps(&volume)
+            || !keeps(filters, &volume)
             || !users(&store, &volume.name).is_empty()
         {
             continue;
@@ -372,5 +327,6 @@ fn remove_unused(ctx: &Context, filter: &Filter, all: bool) -> Result<u64, CliEr
         removed.iter().for_each(|name| println!("{name}"));
         println!();
     }
+    super::prune::tell(ctx, "volume", freed);
     Ok(freed)
 }

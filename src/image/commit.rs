@@ -96,6 +96,10 @@ pub fn commit(store: &Store, draft: Draft, layer: Box<dyn Read + '_>, what: &str
     let lock = store.lock_content()?;
     let made = make(store, draft, layer, what);
     drop(lock);
+    for (added, name) in made.iter().flat_map(|added| added.names.iter().map(move |(name, _)| (added, name)))
+    {
+        super::told::tell_tag(store, &added.id, name);
+    }
     if made.is_err() {
         // A layer that came before the failure. What cannot be collected now is so later.
         let _ = store.collect();

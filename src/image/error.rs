@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::platform::Platform;
 use super::reference::ReferenceError;
 use super::registry::RegistryError;
 use crate::id::Digest;
@@ -56,7 +57,7 @@ pub enum ImageError {
         /// Why not.
         source: io::Error,
     },
-    /// The image is for another machine.
+    /// The image is for another operating system.
     #[error("image {image} is for {found}, but this machine is {host}: get the image built for {host}")]
     Platform {
         /// The image.
@@ -65,6 +66,18 @@ pub enum ImageError {
         found: String,
         /// The machine's.
         host: String,
+    },
+    /// The image that has the name is not the one that `--platform` asks for. The words are Docker's.
+    #[error(
+        "image with reference {image} was found but does not match the specified platform: wanted {wanted}, actual: {found}"
+    )]
+    PlatformMismatch {
+        /// The image.
+        image: String,
+        /// The platform that was asked for.
+        wanted: String,
+        /// Its platform.
+        found: String,
     },
     /// An index without an image for this machine.
     #[error("{path} has no image for {host} under this name, only for {found}")]
@@ -313,6 +326,15 @@ pub enum ImageError {
         /// Why not.
         source: io::Error,
     },
+}
+
+impl ImageError {
+    /// Of several images none is for the platform that was asked for, or this machine's.
+    pub(super) fn no_platform(path: PathBuf, asked: Option<&Platform>, found: &[Option<Platform>]) -> Self {
+        let found: Vec<String> = found.iter().flatten().map(ToString::to_string).collect();
+        let host = asked.map_or_else(|| Platform::host().to_string(), ToString::to_string);
+        Self::NoPlatform { path, host, found: found.join(", ") }
+    }
 }
 
 pub(super) type Result<T, E = ImageError> = std::result::Result<T, E>;

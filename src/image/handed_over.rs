@@ -77,13 +77,18 @@ struct ArchiveImage {
     layers: Vec<String>,
 }
 
-/// Finds the images of an archive or layout, in its order.
-pub(super) fn candidates(files: &Files, wanted: Wanted<'_>, host: &Platform) -> Result<Vec<Candidate>> {
+/// Finds the images of an archive or layout, in its order; of one for several platforms, that for `asked`
+/// or this machine.
+pub(super) fn candidates(
+    files: &Files,
+    wanted: Wanted<'_>,
+    asked: Option<&Platform>,
+) -> Result<Vec<Candidate>> {
     let is_docker = !matches!(wanted, Wanted::One(Some(_)));
     match files.read("manifest.json", MAX_MANIFEST_BYTES)? {
         Some(manifest) if is_docker => docker_candidates(files, &manifest, wanted),
         _ => match files.read("index.json", MAX_MANIFEST_BYTES)? {
-            Some(index) => layout_candidates(files, &index, wanted, host),
+            Some(index) => layout_candidates(files, &index, wanted, asked),
             None => Err(ImageError::NoImage { path: files.path().to_owned() }),
         },
     }
@@ -126,14 +131,14 @@ fn layout_candidates(
     files: &Files,
     index: &[u8],
     wanted: Wanted<'_>,
-    host: &Platform,
+    asked: Option<&Platform>,
 ) -> Result<Vec<Candidate>> {
     let index: ImageIndex = json(files, "index.json", index)?;
     let descriptors: Vec<&Descriptor> =
         index.manifests().iter().filter(|found| !is_attestation(found)).collect();
     let chosen = match wanted {
         Wanted::All => descriptors,
-        Wanted::One(tag) => choose(files, &descriptors, tag)?,
+        Wanted::One(tag) => choose(files, &descriptors, tag, asked)?,
     };
     if chosen.is_empty() {
         return Err(ImageError::NoImage { path: files.path().to_owned() });
@@ -141,7 +146,7 @@ fn layout_candidates(
     let mut candidates: Vec<Candidate> = Vec::new();
     let mut by_manifest: HashMap<Digest, usize> = HashMap::new();
     for descriptor in chosen {
-        let (digest, manifest) = manifest(files, descriptor, host, 0)?;
+        let (digest, manifest) = manifest(files, descriptor, asked, 0)?;
         let name = name_of(files.path(), descriptor);
         if let Some(place) = by_manifest.get(&digest) {
             candidates[*place].names.extend(name);
@@ -153,34 +158,54 @@ fn layout_candidates(
     Ok(candidates)
 }
 
-/// The descriptors of one image: one, or the platforms of an index laid flat.
-fn choose<'a>(files: &Files, all: &[&'a Descriptor], tag: Option<&str>) -> Result<Vec<&'a Descriptor>> {
+/// The descriptor of one image; of those that are the same image for several platforms, the one for `asked`.
+fn choose<'a>(
+    files: &Files,
+    all: &[&'a Descriptor],
+    tag: Option<&str>,
+    asked: Option<&Platform>,
+) -> Result<Vec<&'a Descriptor>> {
     let path = || files.path().to_owned();
     let known = || {
         let tags: Vec<&str> = all.iter().filter_map(|descriptor| annotation(descriptor, REF_NAME)).collect();
         if tags.is_empty() { "images without a tag".to_owned() } else { tags.join(", ") }
     };
-    let tagged =
-        |tag: &str| all.iter().find(|descriptor| annotation(descriptor, REF_NAME) == Some(tag)).copied();
-    match (tag, all) {
-        (Some(tag), _) => match tagged(tag) {
-            Some(found) => Ok(vec![found]),
-            None => Err(ImageError::NoTag { path: path(), tag: tag.to_owned(), known: known() }),
-        },
-        (None, [one]) => Ok(vec![*one]),
-        (None, []) => Err(ImageError::NoImage { path: path() }),
-        (None, _) => match tagged("latest") {
-            Some(found) => Ok(vec![found]),
-            None => Err(ImageError::SeveralImages { path: path(), known: known() }),
-        },
+    let tagged = |tag: Option<&str>| -> Vec<&'a Descriptor> {
+        all.iter().filter(|found| annotation(found, REF_NAME) == tag).copied().collect()
+    };
+    let fitting = match tag {
+        Some(tag) => tagged(Some(tag)),
+        None if all.len() == 1 => all.to_vec(),
+        None => {
+            Some(tagged(Some("latest"))).filter(|found| !found.is_empty()).unwrap_or_else(|| tagged(None))
+        }
+    };
+    match (tag, &fitting[..]) {
+        (_, [one]) if tag.is_some() || all.len() == 1 || annotation(one, REF_NAME).is_some() => {
+            Ok(vec![*one])
+        }
+        (Some(tag), []) => Err(ImageError::NoTag { path: path(), tag: tag.to_owned(), known: known() }),
+        (None, []) if all.is_empty() => Err(ImageError::NoImage { path: path() }),
+        (_, several) if several.len() > 1 && several.iter().all(|found| found.platform().is_some()) => {
+            let platforms: Vec<_> = several.iter().map(|found| platform_of(found)).collect();
+            match Platform::choose(asked, &platforms).and_then(|chosen| several.get(chosen)) {
+                Some(chosen) => Ok(vec![*chosen]),
+                None => Err(ImageError::no_platform(path(), asked, &platforms)),
+            }
+        }
+        _ => Err(ImageError::SeveralImages { path: path(), known: known() }),
     }
 }
 
-/// A descriptor's manifest with its digest; of an index, the one for this machine.
+fn platform_of(descriptor: &Descriptor) -> Option<Platform> {
+    descriptor.platform().as_ref().map(Platform::of_descriptor)
+}
+
+/// A descriptor's manifest with its digest; of an index, the one for `asked` or this machine.
 fn manifest(
     files: &Files,
     descriptor: &Descriptor,
-    host: &Platform,
+    asked: Option<&Platform>,
     depth: usize,
 ) -> Result<(Digest, Vec<u8>)> {
     let (digest, bytes) = blob(files, descriptor, MAX_MANIFEST_BYTES)?;
@@ -196,20 +221,11 @@ fn manifest(
         return Err(ImageError::IndexDepth { path: files.path().to_owned(), limit: MAX_INDEX_DEPTH });
     }
     let index: ImageIndex = json(files, digest.as_str(), &bytes)?;
-    let images = || index.manifests().iter().filter(|found| !is_attestation(found));
-    let platform = |found: &Descriptor| found.platform().as_ref().map(Platform::of_descriptor);
-    let fitting = images().find(|found| platform(found).is_none_or(|platform| host.runs(&platform)));
-    match fitting {
-        Some(found) => manifest(files, found, host, depth + 1),
-        None => Err(ImageError::NoPlatform {
-            path: files.path().to_owned(),
-            host: host.to_string(),
-            found: images()
-                .filter_map(platform)
-                .map(|platform| platform.to_string())
-                .collect::<Vec<_>>()
-                .join(", "),
-        }),
+    let images: Vec<_> = index.manifests().iter().filter(|found| !is_attestation(found)).collect();
+    let platforms: Vec<_> = images.iter().map(|found| platform_of(found)).collect();
+    match Platform::choose(asked, &platforms).and_then(|chosen| images.get(chosen)) {
+        Some(found) => manifest(files, found, asked, depth + 1),
+        None => Err(ImageError::no_platform(files.path().to_owned(), asked, &platforms)),
     }
 }
 

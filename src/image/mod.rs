@@ -38,6 +38,7 @@ pub mod registry;
 mod remove;
 mod save;
 mod streamed;
+mod told;
 mod transport;
 
 pub use commit::{Draft, base_config, commit, scratch};
@@ -47,6 +48,7 @@ pub use platform::Platform;
 pub use reference::{DEFAULT_TAG, Reference, ReferenceError};
 pub use remove::{ContainerUse, Pruned, Removal, prune, remove, tag};
 pub use save::{SaveFormat, save, save_directory};
+pub use told::tell;
 pub use transport::Source;
 
 use archive::Files;
@@ -129,7 +131,7 @@ pub enum RootSource {
 
 /// Finds the image that `reference` names, bringing it into the store where it comes from an
 /// archive or a layout. Where it has to come from a registry, `fetch` brings it, told whether it was
-/// looked for and not found.
+/// looked for and not found. With a `platform` only an image for that counts as found.
 ///
 /// The caller holds the store's content lock from before this call until it has written down the
 /// image's id where collections look.
@@ -140,6 +142,7 @@ pub fn resolve(
     store: &Store,
     reference: &str,
     pull: PullPolicy,
+    platform: Option<&Platform>,
     fetch: &dyn Fn(&str, Reason) -> Result<Vec<Added>>,
 ) -> Result<ResolvedImage> {
     let fetched = |name: &str, reason| {
@@ -147,35 +150,64 @@ pub fn resolve(
         let image = added.ok_or_else(|| ImageError::NotFound(name.to_owned()))?;
         Ok::<_, ImageError>((image.id, store.catalog()?))
     };
+    let find = |catalog: &Catalog, name: &str| {
+        let id = find(catalog, name)?;
+        check_platform(store, &id, name, platform).map(|()| id)
+    };
     let (id, catalog) = match Source::parse(reference)? {
         Source::Rootfs { directory } => return rootfs(reference, &directory),
         Source::Host => return Ok(unpacked(reference, RootSource::Host)),
         Source::Stored(name) => {
             let catalog = store.catalog()?;
+            let is_name = name.parse::<Reference>().is_ok();
             match (pull, find(&catalog, &name)) {
-                (PullPolicy::Always, _) if name.parse::<Reference>().is_ok() => {
-                    fetched(&name, Reason::Always)?
-                }
-                (PullPolicy::Missing, Err(ImageError::NotFound(_))) if name.parse::<Reference>().is_ok() => {
+                (PullPolicy::Always, _) if is_name => fetched(&name, Reason::Always)?,
+                (PullPolicy::Missing, Err(ImageError::NotFound(_) | ImageError::PlatformMismatch { .. }))
+                    if is_name =>
+                {
                     fetched(&name, Reason::Missing)?
                 }
                 (_, found) => (found?, catalog),
             }
         }
         source => {
-            let pulled = pull_source(store, &source, Choice::One)?;
+            let pulled = pull_source(store, &source, Choice::One, platform)?;
             let image =
                 pulled.into_iter().next().ok_or_else(|| ImageError::NotFound(reference.to_owned()))?;
             (image.id, store.catalog()?)
         }
     };
+    // A registry gives what it has of an image that is for one platform only.
+    check_platform(store, &id, reference, platform)?;
     stored(store, &catalog, reference, id)
+}
+
+/// Whether an image is for the platform that was asked for.
+///
+/// # Errors
+/// It is not, or its config cannot be read.
+pub fn check_platform(store: &Store, id: &Digest, name: &str, asked: Option<&Platform>) -> Result<()> {
+    let Some(asked) = asked else { return Ok(()) };
+    let found = Platform::of_config(&base_config(store, id)?);
+    if asked.is_met_by(&found) {
+        return Ok(());
+    }
+    let (wanted, found) = (asked.to_string(), found.to_string());
+    Err(ImageError::PlatformMismatch { image: name.to_owned(), wanted, found })
+}
+
+/// The platform of an image that this machine's processor does not run by itself; whether the kernel
+/// has an emulator for it (binfmt_misc) shows when its command is executed.
+#[must_use]
+pub fn foreign_platform(config: &ImageConfiguration) -> Option<Platform> {
+    let found = Platform::of(config.os(), config.architecture());
+    (!Platform::host().runs(&found)).then_some(found)
 }
 
 fn stored(store: &Store, catalog: &Catalog, reference: &str, id: Digest) -> Result<ResolvedImage> {
     let entry = catalog.images.get(&id).ok_or_else(|| ImageError::NotFound(reference.to_owned()))?;
     let (host, found) = (Platform::host(), Platform::new(&entry.os, &entry.architecture));
-    if !host.runs(&found) {
+    if !host.has_os_of(&found) {
         let [found, host] = [found, host].map(|platform| platform.to_string());
         return Err(ImageError::Platform { image: reference.to_owned(), found, host });
     }
@@ -269,18 +301,42 @@ pub struct Added {
 ///
 /// # Errors
 /// The archive is not one, is damaged, or the store fails. Images before the bad one stay.
-pub fn load(store: &Store, file: File, path: &Path) -> Result<Vec<Added>> {
+pub fn load(store: &Store, file: File, path: &Path, platform: Option<&Platform>) -> Result<Vec<Added>> {
     let source = Source::DockerArchive { file: path.to_owned() };
     policy::Policy::of_user()?.check_source(&source, &path.display().to_string())?;
-    add_all(store, || Files::archive(store, file, path), Wanted::All)
+    let added = add_all(store, || Files::archive(store, file, path), Wanted::All, platform)?;
+    added.iter().for_each(|added| tell(store, "load", &added.id));
+    Ok(added)
 }
 
 /// Brings images of an archive or a layout into the store: `hostel pull`.
 ///
 /// # Errors
 /// As [`load`]; the source is a name, which needs a registry, or a directory, which is not stored.
-pub fn pull_source(store: &Store, source: &Source, choice: Choice) -> Result<Vec<Added>> {
+pub fn pull_source(
+    store: &Store,
+    source: &Source,
+    choice: Choice,
+    platform: Option<&Platform>,
+) -> Result<Vec<Added>> {
     policy::Policy::of_user()?.check_source(source, &source.to_string())?;
+    let added = from_source(store, source, choice, platform)?;
+    for Added { id, names, is_new, .. } in &added {
+        // A run from a layout finds it again every time, which is no news.
+        for (name, _) in names.iter().filter(|(_, old)| *is_new || old.is_some()) {
+            told::tell_transfer(store, "pull", id, name);
+        }
+    }
+    Ok(added)
+}
+
+fn from_source(
+    store: &Store,
+    source: &Source,
+    choice: Choice,
+    platform: Option<&Platform>,
+) -> Result<Vec<Added>> {
+    let add_all = |open: &dyn Fn() -> Result<Files>, wanted| add_all(store, open, wanted, platform);
     let wanted = |tag| if choice == Choice::All { Wanted::All } else { Wanted::One(tag) };
     match source {
         Source::OciLayout { directory, tag } => {
@@ -289,16 +345,14 @@ pub fn pull_source(store: &Store, source: &Source, choice: Choice) -> Result<Vec
                     fs::metadata(directory).err().unwrap_or_else(|| io::ErrorKind::NotADirectory.into());
                 return Err(ImageError::Read { path: directory.clone(), source: error });
             }
-            add_all(store, || Ok(Files::Directory(directory.clone())), wanted(tag.as_deref()))
+            add_all(&|| Ok(Files::Directory(directory.clone())), wanted(tag.as_deref()))
         }
-        Source::OciArchive { file, tag } => {
-            add_all(store, || open_archive(store, file), wanted(tag.as_deref()))
-        }
-        Source::DockerArchive { file } => add_all(store, || open_archive(store, file), wanted(None)),
+        Source::OciArchive { file, tag } => add_all(&|| open_archive(store, file), wanted(tag.as_deref())),
+        Source::DockerArchive { file } => add_all(&|| open_archive(store, file), wanted(None)),
         Source::ContainersStorage { name } => {
-            add_all(store, || engines::containers_storage(store, name), wanted(None))
+            add_all(&|| engines::containers_storage(store, name), wanted(None))
         }
-        Source::DockerDaemon { name } => add_all(store, || engines::docker_daemon(store, name), wanted(None)),
+        Source::DockerDaemon { name } => add_all(&|| engines::docker_daemon(store, name), wanted(None)),
         Source::Stored(name) => Err(ImageError::NotFound(name.clone())),
         Source::Rootfs { directory } => {
             Err(ImageError::NotStorable(format!("rootfs:{}", directory.display())))
@@ -320,11 +374,16 @@ fn open_archive(store: &Store, path: &Path) -> Result<Files> {
     Files::archive(store, file, path)
 }
 
-fn add_all(store: &Store, open: impl FnOnce() -> Result<Files>, wanted: Wanted<'_>) -> Result<Vec<Added>> {
+fn add_all(
+    store: &Store,
+    open: impl FnOnce() -> Result<Files>,
+    wanted: Wanted<'_>,
+    platform: Option<&Platform>,
+) -> Result<Vec<Added>> {
     store.sweep_leftovers()?;
     let lock = store.lock_content()?;
     let added = open().and_then(|files| {
-        let candidates = candidates(&files, wanted, &Platform::host())?;
+        let candidates = candidates(&files, wanted, platform)?;
         candidates.into_iter().map(|candidate| add(store, &files, candidate)).collect()
     });
     drop(lock);

@@ -87,12 +87,38 @@ impl Platform {
         Arch::from(self.architecture.as_str())
     }
 
+    /// Which of several images is the one for `asked`; where nothing was asked for, for this machine: its
+    /// own before those that it runs too. One that does not say what it is for fits everything.
+    pub(super) fn choose(asked: Option<&Self>, found: &[Option<Self>]) -> Option<usize> {
+        let first = |fits: &dyn Fn(&Self) -> bool, unknown: bool| {
+            found.iter().position(|found| found.as_ref().map_or(unknown, fits))
+        };
+        let host = Self::host();
+        match asked {
+            Some(asked) => first(&|found| asked.is_met_by(found), true),
+            None => first(&|found| host.is_met_by(found), false)
+                .or_else(|| first(&|found| host.runs(found), true)),
+        }
+    }
+
     /// Whether a kernel of this platform runs programs of `image`: its own, and the 32-bit ones that
     /// such processors have. An image that does not say what it is for is taken at its word.
-    pub(super) fn runs(&self, image: &Self) -> bool {
-        let same_os = image.os == self.os || image.os.is_empty();
+    pub fn runs(&self, image: &Self) -> bool {
+        let same_os = self.has_os_of(image);
         let pair = (self.architecture.as_str(), image.architecture.as_str());
         same_os && (pair.0 == pair.1 || matches!(pair, (_, "") | ("amd64", "386") | ("arm64", "arm")))
+    }
+
+    /// Whether an image's programs are for this kind of kernel, whatever processor they need.
+    pub(super) fn has_os_of(&self, image: &Self) -> bool {
+        image.os == self.os || image.os.is_empty()
+    }
+
+    /// The platform that an image's config names.
+    pub(super) fn of_config(config: &serde_json::Value) -> Self {
+        let text = |key: &str| config[key].as_str().unwrap_or_default().to_owned();
+        let variant = Some(text("variant")).filter(|variant| !variant.is_empty());
+        Self { os: text("os"), architecture: text("architecture"), variant }
     }
 
     /// Whether an image is for this very platform, whatever variant it has where none was asked for.
@@ -136,6 +162,21 @@ mod tests {
             });
             assert_eq!(host.runs(&image), runs, "{host} {image}");
         }
+    }
+
+    #[test]
+    fn of_several_images_the_asked_for_or_the_own_is_chosen() {
+        let parse = |text: &&str| text.parse::<Platform>().ok();
+        let found: Vec<_> =
+            ["linux/s390x", "linux/386", "linux/amd64", "linux/arm64"].iter().map(parse).collect();
+        let asked = |text: &str| Platform::choose(parse(&text).as_ref(), &found);
+        assert_eq!((asked("linux/arm64"), asked("linux/riscv64")), (Some(3), None));
+        if cfg!(target_arch = "x86_64") {
+            assert_eq!(Platform::choose(None, &found), Some(2));
+            assert_eq!(Platform::choose(None, &found[..2]), Some(1), "what it runs too");
+        }
+        assert_eq!(Platform::choose(None, &found[..1]), None);
+        assert_eq!(Platform::choose(None, &[None]), Some(0));
     }
 
     #[test]

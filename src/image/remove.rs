@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::error::{ImageError, Result};
 use super::find::find;
 use super::reference::Reference;
+use super::told::{tell, tell_tag};
 use crate::id::Digest;
 use crate::store::{Catalog, Store, StoreError, chain_id};
 
@@ -22,6 +23,8 @@ pub struct ContainerUse {
 /// What a removal did, in the order in which Docker tells it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removal {
+    /// The image that lost a name or went, if there was one.
+    pub image: Option<Digest>,
     /// Names that are gone, as a person writes them.
     pub untagged: Vec<String>,
     /// Images and chain ids of layers that are gone.
@@ -48,9 +51,11 @@ pub fn tag(store: &Store, source: &str, target: &str) -> Result<()> {
     }
     let target = target.with_default_tag();
     let _lock = store.lock_content()?;
+    let name = target.clone();
     // A name may be another store's: what it stands for is this store's from now on, the name is not.
     let image = find(&store.catalog()?, source)?;
     store.adopt(&image)?;
+    let id = image.clone();
     store.update_catalog(|catalog| {
         if !catalog.images.contains_key(&image) {
             return Err(ImageError::NotFound(source.to_owned()));
@@ -62,7 +67,9 @@ pub fn tag(store: &Store, source: &str, target: &str) -> Result<()> {
         let digest = digest.filter(|_| catalog.names_of(&image).any(|(name, _)| of_same_repository(name)));
         catalog.names.insert(target.to_string(), crate::store::NameEntry { image, digest });
         Ok(())
-    })
+    })?;
+    tell_tag(store, &id, &name);
+    Ok(())
 }
 
 /// Removes a name or an image: `hostel rmi`. What it needed on the disk goes too, now or, if other
@@ -76,10 +83,20 @@ pub fn remove(store: &Store, text: &str, force: bool, uses: &[ContainerUse]) -> 
         ImageError::NotFound(_) => in_other_store(store, text).unwrap_or(error),
         error => error,
     })?;
+    tell_removal(store, &removal);
     if !removal.deleted.is_empty() {
         store.collect()?;
     }
     Ok(removal)
+}
+
+/// Tells of each name and of the image itself, which is still on the disk.
+fn tell_removal(store: &Store, removal: &Removal) {
+    let Some(id) = &removal.image else { return };
+    removal.untagged.iter().for_each(|_| tell(store, "untag", id));
+    if !removal.deleted.is_empty() {
+        tell(store, "delete", id);
+    }
 }
 
 /// The error for an image that only an additional store has.
@@ -134,7 +151,8 @@ fn remove_from(catalog: &mut Catalog, text: &str, force: bool, uses: &[Container
     if names.len() == all && !is_used {
         return Ok(delete(catalog, &id, &names));
     }
-    Ok(Removal { untagged: untag(catalog, &names), deleted: Vec::new() })
+    let untagged = untag(catalog, &names);
+    Ok(Removal { image: Some(id), untagged, deleted: Vec::new() })
 }
 
 /// Takes names away. The digest that an image came with goes with the last name of its repository,
@@ -169,7 +187,8 @@ fn familiar(name: &str) -> String {
 
 /// Takes an image out of the catalog and says which trees no other image has.
 fn delete(catalog: &mut Catalog, id: &Digest, names: &[String]) -> Removal {
-    let mut removal = Removal { untagged: untag(catalog, names), deleted: vec![id.clone()] };
+    let untagged = untag(catalog, names);
+    let mut removal = Removal { image: Some(id.clone()), untagged, deleted: vec![id.clone()] };
     if let Some(entry) = catalog.images.remove(id) {
         let others: HashSet<Digest> =
             catalog.images.values().flat_map(|entry| chain_ids(&entry.layers)).collect();
@@ -203,7 +222,7 @@ pub fn prune(
     keep: impl Fn(&Digest, &crate::store::ImageEntry) -> bool,
 ) -> Result<Pruned> {
     let used: HashSet<&Digest> = uses.iter().map(|container| &container.image).collect();
-    let removals = store.update_catalog(|catalog| {
+    let removals: Vec<Removal> = store.update_catalog(|catalog| {
         let unused: Vec<Digest> = catalog
             .images
             .iter()
@@ -217,6 +236,7 @@ pub fn prune(
         };
         Ok::<_, StoreError>(unused.iter().map(delete_one).collect())
     })?;
+    removals.iter().for_each(|removal| tell_removal(store, removal));
     let collected = store.collect()?.unwrap_or_default();
     Ok(Pruned { removals, reclaimed_bytes: collected.bytes })
 }

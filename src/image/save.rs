@@ -3,7 +3,8 @@
 //! Four forms. A *docker-archive* is what `docker save` writes since version 25: an OCI image layout
 //! whose layers are uncompressed, with manifest.json beside it; Docker, podman and skopeo read it,
 //! either way. An *oci-archive* is the layout alone, an *oci-dir* the same in a directory; there an
-//! image's tag is its whole name, as podman writes and expects it. A *docker-dir* is one image as
+//! image's tag is its whole name, as podman writes and expects it, and an image of a registry is written
+//! with the manifest and the compressed layers that it came with, if they are here. A *docker-dir* is one image as
 //! skopeo's `dir:` has it: manifest.json, version, and a file a blob.
 //!
 //! What is written follows from the images alone, so saving twice gives the same bytes.
@@ -86,7 +87,9 @@ fn write(
         (SaveFormat::DockerDir, _) => Err(ImageError::OneImageOnly { path: path.to_owned() }),
         (SaveFormat::DockerArchive, _) => writer.layout(&catalog, &images, true),
         (SaveFormat::OciArchive | SaveFormat::OciDir, _) => writer.layout(&catalog, &images, false),
-    }
+    }?;
+    images.iter().for_each(|(id, _)| super::told::tell(store, "save", id));
+    Ok(())
 }
 
 /// The images that were asked for, in that order, each with the names under which it was.
@@ -111,9 +114,10 @@ fn chosen(catalog: &Catalog, texts: &[String]) -> Result<Vec<(Digest, Vec<Refere
     Ok(images)
 }
 
-fn described(entry: &ImageEntry, names: &[Reference], with_docker: bool) -> Vec<Value> {
+fn described(entry: &ImageEntry, manifest: &[u8], names: &[Reference], with_docker: bool) -> Vec<Value> {
+    let digest = Digest::from_bytes(&Sha256::digest(manifest).into());
     let descriptor = json!({
-        "mediaType": OCI_MANIFEST, "digest": entry.manifest, "size": entry.manifest_bytes,
+        "mediaType": OCI_MANIFEST, "digest": digest, "size": manifest.len(),
         "platform": { "architecture": entry.architecture, "os": entry.os },
     });
     if names.is_empty() {
@@ -167,17 +171,27 @@ impl Writer<'_> {
         self.target.directory("blobs/sha256/").map_err(failed)?;
         for (id, names) in images {
             let entry = entry_of(catalog, id)?;
-            for layer in &entry.layers {
-                self.layer(&blob_path(layer), layer)?;
-            }
-            for digest in [id, &entry.manifest] {
-                self.blob(&blob_path(digest), digest)?;
+            let config_bytes = self.blob(&blob_path(id), id)?;
+            // What other tools read of a docker-archive is the same by either way.
+            let whole = if with_docker { None } else { self.as_it_came(entry)? };
+            let bytes = match whole {
+                Some(bytes) => bytes,
+                None => {
+                    for layer in &entry.layers {
+                        self.layer(&blob_path(layer), layer)?;
+                    }
+                    self.store.layout_manifest((id, config_bytes), &entry.layers)?
+                }
+            };
+            let digest = Digest::from_bytes(&Sha256::digest(&bytes).into());
+            if self.written.insert(digest.clone()) {
+                self.target.file(&blob_path(&digest), &bytes).map_err(failed)?;
             }
             let layers: Vec<String> = entry.layers.iter().map(blob_path).collect();
             // Whole names: podman takes a short one for an image of no registry.
             let tags: Vec<String> = names.iter().map(ToString::to_string).collect();
             manifest.push(json!({ "Config": blob_path(id), "RepoTags": tags, "Layers": layers }));
-            descriptors.extend(described(entry, names, with_docker));
+            descriptors.extend(described(entry, &bytes, names, with_docker));
             for name in names {
                 let top = entry.layers.last().map_or(String::new(), |layer| layer.hex().to_owned());
                 let tags = repositories.entry(name.familiar_repository()).or_default();
@@ -196,6 +210,33 @@ impl Writer<'_> {
             self.target.file("repositories", json!(repositories).to_string().as_bytes()).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Writes the layers of an image as a registry gave them, or as they were pushed to one, and gives the
+    /// manifest that names them, so that the image keeps its digest. `None` where they are not all here.
+    fn as_it_came(&mut self, entry: &ImageEntry) -> Result<Option<Vec<u8>>> {
+        let Some(bytes) = self.store.blob(&entry.manifest)? else { return Ok(None) };
+        let found = Digest::from_bytes(&Sha256::digest(&bytes).into());
+        let layers = self.store.manifest_layers(&entry.manifest)?;
+        if found != entry.manifest || layers.len() != entry.layers.len() || layers == entry.layers {
+            return Ok(None);
+        }
+        let mut files = Vec::new();
+        for layer in &layers {
+            let Some(file) = self.store.open_blob(layer)? else { return Ok(None) };
+            files.push(file);
+        }
+        for (layer, mut file) in layers.iter().zip(files) {
+            let name = blob_path(layer);
+            let unreadable = |source| ImageError::Read { path: name.clone().into(), source };
+            let size = file.metadata().map_err(unreadable)?.len();
+            if self.written.insert(layer.clone()) {
+                self.target
+                    .copy(&name, &mut file, size)
+                    .map_err(|source| ImageError::Write { path: self.path.to_owned(), source })?;
+            }
+        }
+        Ok(Some(bytes))
     }
 
     fn docker_directory(&mut self, catalog: &Catalog, id: &Digest) -> Result<()> {

@@ -138,7 +138,7 @@ impl World {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         file.rewind().unwrap();
-        load(&self.store, file, Path::new("image.tar"))
+        load(&self.store, file, Path::new("image.tar"), None)
     }
 
     fn load_members(&self, members: &Members) -> Result<Vec<Added>> {
@@ -146,7 +146,7 @@ impl World {
     }
 
     fn resolve(&self, name: &str) -> Result<ResolvedImage> {
-        resolve(&self.store, name, PullPolicy::Missing, &nothing_fetched)
+        resolve(&self.store, name, PullPolicy::Missing, None, &nothing_fetched)
     }
 
     /// Names in the store's directory.
@@ -219,9 +219,13 @@ fn a_layout_is_pulled_whatever_its_compression() {
         assert_eq!(world.read("img:v1", "/a"), "text");
         let archive_path = world.dir.path().join("img.tar");
         fs::write(&archive_path, gzip(&archive(&members))).unwrap();
-        let added =
-            pull_source(&world.store, &Source::OciArchive { file: archive_path, tag: None }, Choice::One)
-                .unwrap();
+        let added = pull_source(
+            &world.store,
+            &Source::OciArchive { file: archive_path, tag: None },
+            Choice::One,
+            None,
+        )
+        .unwrap();
         assert!(!added[0].is_new);
         assert!(added[0].digest.is_some());
     }
@@ -275,6 +279,13 @@ fn a_multi_platform_index_gives_the_image_for_this_machine() {
     members.push(("index.json".to_owned(), index(&inner)));
     assert_eq!(names(&world.load_members(&members).unwrap()[0]), ["reg.example/app:2"]);
     assert_eq!(world.read("reg.example/app:2", "/arch"), host());
+    let asked: Platform = foreign.parse().unwrap();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&archive(&members)).unwrap();
+    file.rewind().unwrap();
+    load(&world.store, file, Path::new("image.tar"), Some(&asked)).unwrap();
+    let found = world.resolve("reg.example/app:2").unwrap();
+    assert_eq!(foreign_platform(&found.config), Some(asked));
 
     let inner = foreign_only.to_string().into_bytes();
     members.push((format!("blobs/sha256/{}", digest(&inner).hex()), inner.clone()));
@@ -283,13 +294,25 @@ fn a_multi_platform_index_gives_the_image_for_this_machine() {
 }
 
 #[test]
-fn an_image_for_another_machine_is_kept_but_not_run() {
+fn an_image_for_another_machine_is_found_unless_another_is_asked_for() {
     let world = World::new();
     let foreign = if host() == "s390x" { "ppc64le" } else { "s390x" };
     let members = layout(&[layer(&[("a", "b")])], foreign, Some("x:1"), gzip);
     world.load_members(&members).unwrap();
-    let message = world.resolve("x:1").unwrap_err().to_string();
-    assert!(message.contains(&format!("is for linux/{foreign}")), "{message}");
+    let found = world.resolve("x:1").unwrap();
+    let platform = foreign_platform(&found.config).map(|platform| platform.to_string());
+    assert_eq!(platform, Some(format!("linux/{foreign}")));
+    let asked = |platform: &str, pull| {
+        let platform = platform.parse().unwrap();
+        resolve(&world.store, "x:1", pull, Some(&platform), &nothing_fetched)
+    };
+    assert_eq!(asked(foreign, PullPolicy::Missing).unwrap().id, found.id);
+    let message = asked("linux/arm/v7", PullPolicy::Never).unwrap_err().to_string();
+    let wanted =
+        "image with reference x:1 was found but does not match the specified platform: wanted linux/arm/v7";
+    assert_eq!(message, format!("{wanted}, actual: linux/{foreign}"));
+    let message = asked("linux/arm/v7", PullPolicy::Missing).unwrap_err().to_string();
+    assert_eq!(message, "No such image: fetched x:1, Missing");
 }
 
 #[test]
@@ -362,7 +385,8 @@ fn damaged_and_hostile_input_is_refused() {
         ("a path that leads out", image(&parent), "paths with \"..\" are refused"),
         ("a layer that is text", image(&[b'x'; 1024]), "no tar header"),
         ("a layer cut short", image(&good[..514]), "cut short"),
-        ("xz", image(b"\xfd7zXZ\0rest of it"), "compressed with xz"),
+        ("lz4", image(b"\x04\x22\x4d\x18rest of it"), "compressed with lz4"),
+        ("damaged xz", image(b"\xfd7zXZ\0rest of it"), "damaged or cut short"),
         ("too many layers", docker_archive(&many, &["x"]), "has 128 layers, more than the 127"),
         (
             "more diff ids than layers",
@@ -424,10 +448,11 @@ fn a_layout_of_several_images_wants_a_tag() {
     write_members(&directory, &members);
     let source =
         |tag: Option<&str>| Source::OciLayout { directory: directory.clone(), tag: tag.map(str::to_owned) };
-    let message = |tag, choice| pull_source(&world.store, &source(tag), choice).unwrap_err().to_string();
+    let message =
+        |tag, choice| pull_source(&world.store, &source(tag), choice, None).unwrap_err().to_string();
     assert!(message(None, Choice::One).contains("name one of them"));
     assert!(message(Some("three"), Choice::One).contains("it has: one, two"));
-    let all = pull_source(&world.store, &source(None), Choice::All).unwrap();
+    let all = pull_source(&world.store, &source(None), Choice::All, None).unwrap();
     assert_eq!(all.iter().flat_map(names).collect::<Vec<_>>(), ["img:one", "img:two"]);
 }
 
@@ -439,7 +464,7 @@ fn nothing_fetched(name: &str, reason: Reason) -> Result<Vec<Added>> {
 #[test]
 fn unknown_images_are_told_in_dockers_words() {
     let world = World::new();
-    let resolve = |name, policy| resolve(&world.store, name, policy, &nothing_fetched);
+    let resolve = |name, policy| resolve(&world.store, name, policy, None, &nothing_fetched);
     let never = resolve("nope", PullPolicy::Never).unwrap_err().to_string();
     assert_eq!(never, "No such image: nope:latest");
     assert_eq!(world.resolve("nope").unwrap_err().to_string(), "No such image: fetched nope, Missing");
@@ -481,7 +506,10 @@ fn removal_follows_dockers_rules() {
         )
     );
     let untagged = remove(&world.store, "x:1", false, &user(false)).unwrap();
-    assert_eq!(untagged, Removal { untagged: vec!["x:1".to_owned()], deleted: Vec::new() });
+    assert_eq!(
+        untagged,
+        Removal { image: Some(id.clone()), untagged: vec!["x:1".to_owned()], deleted: Vec::new() }
+    );
     assert_eq!(
         refused("y:1", false, &user(false)),
         format!(
@@ -503,12 +531,19 @@ fn removal_follows_dockers_rules() {
     let forced = remove(&world.store, "y:1", true, &user(false)).unwrap();
     assert_eq!(
         forced,
-        Removal { untagged: vec!["y:1".to_owned()], deleted: vec![id.clone(), chain.clone()] }
+        Removal {
+            image: Some(id.clone()),
+            untagged: vec!["y:1".to_owned()],
+            deleted: vec![id.clone(), chain.clone()]
+        }
     );
 
     world.load_members(&docker_archive(&[layer(&[("a", "b")])], &["x:1"])).unwrap();
     let removed = remove(&world.store, short, false, &[]).unwrap();
-    assert_eq!(removed, Removal { untagged: vec!["x:1".to_owned()], deleted: vec![id, chain] });
+    assert_eq!(
+        removed,
+        Removal { image: Some(id.clone()), untagged: vec!["x:1".to_owned()], deleted: vec![id, chain] }
+    );
     for directory in ["layers", "merged", "blobs/sha256", "tmp"] {
         assert_eq!(world.count(directory), 0, "{directory}");
     }
@@ -576,6 +611,7 @@ fn what_is_saved_loads_again_byte_for_byte() {
         &World::new().store,
         &Source::OciArchive { file: path, tag: Some("1".to_owned()) },
         Choice::One,
+        None,
     )
     .unwrap();
     assert_eq!(names(&as_layout[0]), ["x:1"]);

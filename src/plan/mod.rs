@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 mod build;
 pub mod capability;
@@ -337,6 +338,14 @@ pub struct VolumePlan {
     pub destination: PathBuf,
     /// `nocopy` was given.
     pub no_copy: bool,
+}
+
+/// The id of a network that is always there: made of its name, the same on every machine, and of Docker's
+/// length.
+#[must_use]
+pub fn network_id(name: &str) -> String {
+    let digest = Sha256::digest(format!("hostel network {name}"));
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Labels and annotations are sorted maps, so that a saved plan reads the same every time.

@@ -17,6 +17,8 @@ use super::{
     SeccompPlan, StorageQuota, WriteMode,
 };
 use crate::id::Name;
+use crate::image::Platform;
+pub use crate::image::PullPolicy;
 
 /// Everything that the flags of `run` and `create` can say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +31,9 @@ pub struct RunRequest {
     pub cidfile: Option<PathBuf>,
     /// `--pull`.
     pub pull: PullPolicy,
+    /// `--platform`.
+    #[serde(default)]
+    pub platform: Option<Platform>,
     /// `-q`: no progress of a pull.
     pub quiet: bool,
     /// `--rm`.
@@ -63,19 +68,6 @@ pub struct RunRequest {
     pub security: SecurityRequest,
     /// Limits of memory, CPU, processes and I/O.
     pub limits: Limits,
-}
-
-/// When an image is pulled.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PullPolicy {
-    /// Every time.
-    Always,
-    /// When the store has none of the name.
-    #[default]
-    Missing,
-    /// Not at all.
-    Never,
 }
 
 /// Where the container's output is kept.

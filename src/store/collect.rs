@@ -118,7 +118,10 @@ impl Store {
     }
 
     /// The compressed layers of a manifest that came from a registry.
-    fn manifest_layers(&self, manifest: &Digest) -> Result<Vec<Digest>> {
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub fn manifest_layers(&self, manifest: &Digest) -> Result<Vec<Digest>> {
         let bytes = self.blob(manifest)?;
         // A manifest that is lost or damaged names nothing: the image then has its packed layers only.
         let manifest = bytes.and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok());

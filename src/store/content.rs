@@ -75,17 +75,25 @@ impl Store {
     /// # Errors
     /// A layer is not stored; the file cannot be written.
     pub fn put_layout_manifest(&self, config: (&Digest, u64), layers: &[Digest]) -> Result<(Digest, u64)> {
+        for layer in layers.iter().filter(|layer| self.is_shared(&self.layer_tar(layer))) {
+            self.link_layer(layer)?;
+        }
+        let bytes = self.layout_manifest(config, layers)?;
+        Ok((self.put_blob(&bytes)?, bytes.len() as u64))
+    }
+
+    /// The manifest of an image whose layers are as they are packed here, uncompressed.
+    ///
+    /// # Errors
+    /// A layer is not stored.
+    pub fn layout_manifest(&self, config: (&Digest, u64), layers: &[Digest]) -> Result<Vec<u8>> {
         let sized = |layer: &Digest| {
             let path = self.layer_tar(layer);
             let metadata = fs::metadata(&path).map_err(StoreError::io("look at", &path))?;
             Ok((layer.clone(), metadata.len()))
         };
-        for layer in layers.iter().filter(|layer| self.is_shared(&self.layer_tar(layer))) {
-            self.link_layer(layer)?;
-        }
         let layers = layers.iter().map(sized).collect::<Result<Vec<_>>>()?;
-        let bytes = layout_manifest(config, &layers);
-        Ok((self.put_blob(&bytes)?, bytes.len() as u64))
+        Ok(layout_manifest(config, &layers))
     }
 
     pub(super) fn blob_path(&self, digest: &Digest) -> PathBuf {

@@ -7,13 +7,21 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 /// Decisions from the configuration files and the environment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Stores of others whose images may be used and are never written (`additional_image_stores`).
     pub additional: Vec<PathBuf>,
     /// Where locks and writable layers go when the store's own filesystem is no place for them
     /// (`local_dir`).
     pub local: Option<PathBuf>,
+    /// Whether layers of registries stay as they came, beside the packed ones (`keep_compressed`).
+    pub keep_compressed: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { additional: Vec::new(), local: None, keep_compressed: true }
+    }
 }
 
 static SETTINGS: OnceLock<Settings> = OnceLock::new();

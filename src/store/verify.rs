@@ -32,8 +32,10 @@ const MAX_THREADS: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
-    /// A config, a manifest, or a compressed layer.
+    /// A config or a manifest.
     Blob,
+    /// A layer as it came from a registry, which a push needs and a container does not.
+    CompressedLayer,
     /// A layer's tar.
     Layer,
     /// A layer's index.
@@ -52,6 +54,7 @@ impl Part {
     pub fn words(self) -> &'static str {
         match self {
             Self::Blob => "blob",
+            Self::CompressedLayer => "compressed layer",
             Self::Layer => "layer",
             Self::LayerIndex => "index of layer",
             Self::MergedIndex => "merged index",
@@ -161,6 +164,8 @@ struct Wanted {
     layers: BTreeMap<Digest, BTreeSet<Digest>>,
     /// By the layers that are merged.
     merged: BTreeMap<Vec<Digest>, BTreeSet<Digest>>,
+    /// Those of the blobs that are layers as they came from a registry.
+    compressed: BTreeSet<String>,
 }
 
 impl Wanted {
@@ -193,6 +198,11 @@ impl Store {
         let mut check = Check { store: self, depth, report: Report::default() };
         check.report.checked.images = images.len() as u64;
         check.run_jobs(&wanted)?;
+        let is_compressed =
+            |problem: &&mut Problem| problem.part == Part::Blob && wanted.compressed.contains(&problem.name);
+        for problem in check.report.problems.iter_mut().filter(is_compressed) {
+            problem.part = Part::CompressedLayer;
+        }
         for (id, entry) in &images {
             check.image(id, entry)?;
         }
@@ -220,6 +230,13 @@ impl Store {
         for (id, entry) in images {
             wanted.add(id, &entry.layers);
             wanted.blobs.entry(entry.manifest.clone()).or_default().insert((*id).clone());
+            if let Some(original) = &entry.original {
+                wanted.blobs.entry(original.clone()).or_default().insert((*id).clone());
+                for digest in self.manifest_layers(original)? {
+                    wanted.compressed.insert(digest.to_string());
+                    wanted.blobs.entry(digest).or_default().insert((*id).clone());
+                }
+            }
             for digest in catalog.names_of(id).filter_map(|(_, name)| name.digest.clone()) {
                 wanted.blobs.entry(digest).or_default().insert((*id).clone());
             }
@@ -238,6 +255,30 @@ impl Store {
             }
         }
         Ok(wanted)
+    }
+
+    /// Takes a layer away that is not what it should be, so that it can come again.
+    ///
+    /// # Errors
+    /// It cannot be moved out of the way.
+    pub fn discard_layer(&self, layer: &Digest) -> Result<()> {
+        let tar = self.layer_tar(layer);
+        let (Some(directory), false) = (tar.parent(), self.is_shared(&tar)) else { return Ok(()) };
+        let staged = self.stage();
+        match fs::rename(directory, staged.path()).and_then(|()| fs::remove_dir_all(staged.path())) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::io("remove", directory)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a blob away that is not what it should be, so that it can come again.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn discard_blob(&self, digest: &Digest) -> Result<()> {
+        remove_if_there(&self.blob_path(digest))
     }
 
     /// The layers that a stored config names, if it can be read.
@@ -306,7 +347,7 @@ impl Store {
                     }
                     Err(_) => self.write_layout(catalog)?,
                 },
-                Part::Layer => continue,
+                Part::Layer | Part::CompressedLayer => continue,
             }
             problem.repaired = true;
         }

@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::events::Events;
 use super::staging::{sync_directory, write_synced};
 use super::{Result, Store, StoreError, read_json};
 use crate::id::Name;
@@ -78,6 +79,9 @@ impl Store {
         write_synced(&staged.path().join(META), &json)?;
         sync_directory(staged.path())?;
         let is_new = staged.publish(&self.volume_path(name))?;
+        if is_new {
+            self.tell_volume("create", name);
+        }
         Ok((self.volume(name)?, is_new))
     }
 
@@ -139,12 +143,18 @@ impl Store {
         let staged = self.stage();
         fs::rename(&path, staged.path()).map_err(StoreError::io("remove", &path))?;
         sync_directory(&self.path("volumes"))?;
+        self.tell_volume("destroy", name);
         match remove_tree(staged.path()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(StoreError::io("remove", staged.path())(error))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Tells the journal, in Docker's words.
+    fn tell_volume(&self, action: &str, name: &Name) {
+        Events::new(&self.root).tell("volume", action, name.as_str(), &[("driver", "local")]);
     }
 
     fn volume_path(&self, name: &Name) -> PathBuf {

@@ -33,6 +33,7 @@ use super::checks::{Checks, Due};
 use super::control::{self, ExecRequest, Reply, Request};
 use super::rest::{Rest, timeout_until};
 use super::server::word;
+use super::told::{self, Use};
 use super::{Kept, Saved, log, processes, remove};
 use crate::plan::WriteMode;
 use crate::plan::restart::{Life, Restarts};
@@ -940,6 +941,7 @@ impl Keeper {
                 self.reply(index, &Reply::Started { pid: self.parts.init.pid.as_raw() });
             }
         }
+        told::tell(&self.parts.containers, &self.parts.record, &self.parts.saved.plan, Use::Begins);
     }
 
     fn reply(&mut self, index: usize, reply: &Reply) {
@@ -1001,6 +1003,7 @@ impl Keeper {
         if self.running {
             let seconds = self.started.elapsed().as_secs().to_string();
             self.tell("die", &[("exitCode", &code.to_string()), ("execDuration", &seconds)]);
+            told::tell(&self.parts.containers, &self.parts.record, &self.parts.saved.plan, Use::Ends);
             if self.stopped {
                 self.tell("stop", &[]);
             }

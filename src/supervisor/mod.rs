@@ -56,6 +56,7 @@ pub mod remove;
 pub mod rest;
 pub mod server;
 pub mod stream;
+mod told;
 pub mod view;
 
 /// What is kept of a container besides its record: enough to start it again.

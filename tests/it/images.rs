@@ -1,11 +1,12 @@
 //! Images: references, load and pull, what a layer hides, listing, tagging, removal.
 
 use std::fs;
+use std::process::Command;
 
 use serde_json::json;
 
 use crate::fixtures::{self, Archive, Layer, Layout};
-use crate::harness::Hostel;
+use crate::harness::{Hostel, output};
 
 #[test]
 fn load_says_what_it_loaded() {
@@ -18,6 +19,16 @@ fn load_says_what_it_loaded() {
     let compressed = h.scratch("z").join("b.tar.gz");
     fs::write(&compressed, fixtures::gzip(&fs::read(&archive).unwrap())).unwrap();
     h.run(&format!("load -i {}", compressed.display())).ok().has("Loaded image: entrypoint:latest\n");
+    // In whatever form it comes, by file and by standard input.
+    for program in ["gzip", "bzip2", "xz", "zstd"] {
+        let Ok(packed) = output(Command::new(program).arg("-c").arg(&archive)) else {
+            crate::harness::skip(&format!("{program} is not installed"));
+            continue;
+        };
+        let h = Hostel::empty();
+        h.cmd("load -q").stdin(packed.stdout).run().ok().has("Loaded image: busybox:latest\n");
+        h.run("run --rm busybox echo hi").ok().stdout("hi\n");
+    }
 }
 
 #[test]
@@ -139,9 +150,26 @@ fn an_image_is_found_by_its_digest_and_id() {
 }
 
 #[test]
-fn another_architecture_is_refused() {
+fn an_image_for_another_platform_runs_as_far_as_the_kernel_can() {
     let Some(h) = Hostel::new() else { return };
-    h.run("run --rm otherarch true").fails(125, &["s390x"]);
+    // Only its config says what it is for: the programs in it are this machine's.
+    let warning =
+        "WARNING: The requested image's platform (linux/s390x) does not match the detected host platform";
+    h.run("run --rm otherarch echo hi").ok().stdout("hi\n").stderr_has(warning);
+    h.run("run --rm --platform linux/s390x otherarch echo hi").ok().stdout("hi\n").stderr("");
+    let other = "run --rm --platform linux/riscv64 --pull never otherarch true";
+    h.run(other)
+        .fails(125, &["does not match the specified platform: wanted linux/riscv64, actual: linux/s390x"]);
+    h.run("run --rm --platform linux/ otherarch true").fails(125, &["--platform", "invalid platform"]);
+    // A program for another processor, where the kernel has no emulator for it.
+    let program = h.place("program");
+    let mut bytes = fs::read("/bin/busybox").unwrap();
+    bytes[18..20].copy_from_slice(&[0xfe, 0xca]);
+    fs::write(&program, bytes).unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    h.run(&format!("run --rm -v {}:/program busybox /program", program.display()))
+        .fails(126, &["exec format error", "another architecture"]);
+    fs::remove_file(&program).unwrap();
 }
 
 #[test]
@@ -280,4 +308,74 @@ fn static_layer() -> Vec<u8> {
     let mut layer = Layer::new();
     layer.file("busybox", 0o755, 0, &fs::read("/bin/busybox").unwrap());
     layer.finish()
+}
+
+#[test]
+fn events_tell_what_happened_to_images_and_volumes() {
+    let Some(h) = Hostel::new() else { return };
+    let id = h.run("image inspect -f '{{.Id}}' label").ok().out();
+    // What the seed's loads told is no part of it.
+    fs::remove_dir_all(h.root().join("events")).unwrap();
+    let past = |flags: &str, format: &str| {
+        let line = format!("events --since 1h --until 0s {flags} --format '{format}'");
+        h.run(&line).ok().out().lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    h.run("tag label mine:1").ok();
+    h.run("save -o out.tar mine:1").ok();
+    h.run("rmi mine:1").ok();
+    h.run("rmi label").ok();
+    h.run("load -q -i out.tar").ok();
+    let labelled = "{{.Action}} {{.Actor.ID}} {{.Actor.Attributes.name}} {{index .Actor.Attributes \"org.example.kind\"}}";
+    let kind = h.run("image inspect -f '{{index .Config.Labels \"org.example.kind\"}}' mine:1").ok().out();
+    let told = |action: &str, name: &str| format!("{action} {id} {name} {kind}");
+    assert_eq!(
+        past("--filter type=image", labelled),
+        [
+            told("tag", "mine:1"),
+            told("save", &id),
+            told("untag", &id),
+            told("untag", &id),
+            told("delete", &id),
+            told("load", &id)
+        ]
+    );
+    let mut layer = Layer::new();
+    layer.file("f", 0o644, 0, b"x");
+    h.cmd("import - made:1").stdin(layer.finish()).run().ok();
+    assert_eq!(past("--filter type=image --filter event=import --filter event=tag", "{{.Action}}").len(), 3);
+    assert_eq!(past("--filter image=made", "{{.Action}}"), ["tag"]);
+    h.run("create --name c busybox true").ok();
+    let made = h.run("commit -m why c committed:1").ok().out();
+    assert_eq!(
+        past(
+            "--filter event=commit",
+            "{{.Actor.Attributes.imageID}} {{.Actor.Attributes.imageRef}} {{.Actor.Attributes.comment}}"
+        ),
+        [format!("{made} committed:1 why")]
+    );
+    h.run("export -o root.tar c").ok();
+    assert_eq!(past("--filter event=export", "{{.Actor.Attributes.name}}"), ["c"]);
+    h.run("rm c").ok();
+    h.run("volume create data").ok();
+    h.run("volume create data").ok();
+    h.run("volume rm data").ok();
+    h.run("run --rm -v /anonymous busybox true").ok();
+    let volumes = past("--filter type=volume", "{{.Action}} {{.Actor.Attributes.driver}}");
+    let anonymous = ["create local", "mount local", "unmount local", "destroy local"];
+    assert_eq!(volumes, [&["create local", "destroy local"], &anonymous[..]].concat());
+    let networks = past("--filter type=network", "{{.Action}} {{.Actor.Attributes.name}} {{.Actor.ID}}");
+    let id = h.run("network ls -q --no-trunc --filter name=bridge").ok().out();
+    assert_eq!(networks, [format!("connect bridge {id}"), format!("disconnect bridge {id}")]);
+    assert_eq!(past("--filter network=bridge --filter event=connect", "{{.Type}}"), ["network"]);
+    assert_eq!(past("--filter volume=data", "{{.Action}}"), ["create", "destroy"]);
+    for line in ["image prune -f", "volume prune -f", "container prune -f", "network prune -f"] {
+        h.run(line).ok();
+    }
+    assert_eq!(
+        past("--filter event=prune", "{{.Type}} {{.Actor.Attributes.reclaimed}}"),
+        ["image 0", "volume 0", "container 0", "network 0"]
+    );
+    for file in ["out.tar", "root.tar"] {
+        fs::remove_file(h.place(file)).unwrap();
+    }
 }

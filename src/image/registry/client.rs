@@ -1,8 +1,6 @@
 //! One repository of one registry: the requests of the OCI distribution specification 1.1, which are
 //! those of Docker's registry.
 
-use std::io::Read;
-
 use oci_spec::image::MediaType;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -79,7 +77,7 @@ impl<'a> Client<'a> {
         &self.origin.host
     }
 
-    fn url(&self, rest: &str) -> String {
+    pub(super) fn url(&self, rest: &str) -> String {
         self.origin.url(&format!("/v2/{}/{rest}", self.repository))
     }
 
@@ -216,33 +214,32 @@ impl<'a> Client<'a> {
         Ok(false)
     }
 
-    /// Uploads a blob of known digest and length in one piece (POST, then PUT).
-    pub(super) fn upload<'b>(
-        &self,
-        digest: &Digest,
-        length: u64,
-        open: &mut dyn FnMut() -> Result<Box<dyn Read + 'b>>,
-    ) -> Result<()> {
-        let what = format!("blob {}", digest.short());
-        with_retries(|| {
-            let begin = Request { method: Method::POST, ..Request::get(self.url("blobs/uploads/"), &what) };
-            let begun = self.send_for(&self.push_scope, &begin.header("content-length", "0"), &[])?;
-            let location = self.location(&begun, &what)?;
-            let separator = if location.contains('?') { '&' } else { '?' };
-            let url = format!("{location}{separator}{}", form(&[("digest", digest.as_str())]));
-            let request = Request { method: Method::PUT, ..Request::get(url, &what) };
-            let request = request.header("content-type", "application/octet-stream");
-            let credential = self.upload_credential(&request.url);
-            let response = self.http.send_reader(&request, length, open()?.as_mut(), credential.as_ref())?;
-            if response.is_success() {
-                return Ok(());
-            }
-            Err(self.denied(&self.push_scope, response, &what))
-        })
+    /// Sends a request of an upload with the right to write.
+    pub(super) fn send_for_push(&self, request: &Request<'_>) -> Result<Response> {
+        self.send_for(&self.push_scope, request, &[])
+    }
+
+    /// The error that an answer to a request of an upload stands for.
+    pub(super) fn push_error(&self, response: Response, what: &str) -> RegistryError {
+        self.denied(&self.push_scope, response, what)
+    }
+
+    /// The header that gives the right to write, while it does.
+    pub(super) fn push_header(&self) -> Option<Secret> {
+        self.auth.header(&self.push_scope)
+    }
+
+    /// Whether an address is the registry's own.
+    pub(super) fn is_own(&self, url: &str) -> bool {
+        url.starts_with(&self.origin.url("/"))
+    }
+
+    pub(super) fn http(&self) -> &Http {
+        self.http
     }
 
     /// Where an upload goes on.
-    fn location(&self, response: &Response, what: &str) -> Result<String> {
+    pub(super) fn location(&self, response: &Response, what: &str) -> Result<String> {
         match response.header("location") {
             Some(location) => resolve(&response.url, location),
             None => Err(RegistryError::Invalid {
@@ -251,12 +248,6 @@ impl<'a> Client<'a> {
                 reason: "it does not say where to upload to".to_owned(),
             }),
         }
-    }
-
-    /// An upload may go on at another host, which gets no credentials.
-    fn upload_credential(&self, url: &str) -> Option<Secret> {
-        let here = self.origin.url("/");
-        url.starts_with(&here).then(|| self.auth.header(&self.push_scope)).flatten()
     }
 
     /// Puts a manifest or index under a tag or its digest.

@@ -3,7 +3,7 @@
 //! Blocking throughout, on threads that are joined before a call returns, so that a process which has
 //! pulled an image can still fork. The layers below, each using only those before it:
 //! `secret`, `error` -> `dns`, `settings`, `certificates`, `credentials` -> `http` -> `auth` ->
-//! `client` (the distribution protocol) -> `fetch` (one layer) -> `pull`, `push`, `account`.
+//! `client` (the distribution protocol) -> `fetch`, `upload` (one blob) -> `pull`, `push`, `account`.
 //!
 //! What must stay true: every byte that comes from a registry is within a stated limit and verified
 //! before anything of it is visible; a credential goes to the registry that it is for, and to the token
@@ -22,18 +22,25 @@ mod credentials;
 mod dns;
 mod error;
 mod fetch;
+mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod http;
 mod pull;
 mod push;
+mod repair;
 mod secret;
 mod settings;
+mod upload;
 
 pub use account::{
     Login, SearchResult, login, logout, manifest, registry_name, search, server_name, stored_user,
 };
 pub use error::RegistryError;
+pub use file::{RemoteFile, is_address, open};
 pub use pull::{PullOptions, pull};
 pub use push::{Format, Pushed, push};
+pub use repair::repair;
 pub use secret::Secret;
 
 use auth::Auth;

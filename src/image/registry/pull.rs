@@ -18,8 +18,8 @@ use crate::image::handed_over::{
 };
 use crate::image::platform::Platform;
 use crate::image::policy::Policy;
-use crate::image::{self, Added, Choice, Entering, ImageError, Reference, ReferenceError};
-use crate::store::{Store, StoreError};
+use crate::image::{self, Added, Choice, Entering, ImageError, Reference, ReferenceError, told};
+use crate::store::{Settings, Store, StoreError};
 
 /// Bytes of one compressed layer; `ingest` has the limit for uncompressed ones.
 const MAX_BLOB_BYTES: u64 = 1 << 40;
@@ -37,7 +37,8 @@ pub struct PullOptions {
 
 impl Default for PullOptions {
     fn default() -> Self {
-        Self { platform: None, keep_compressed: true, parallel_layers: PARALLEL_LAYERS }
+        let keep_compressed = Settings::current().keep_compressed;
+        Self { platform: None, keep_compressed, parallel_layers: PARALLEL_LAYERS }
     }
 }
 
@@ -188,27 +189,13 @@ impl One<'_> {
 
     /// The manifest of an index that is for the platform.
     fn choose(&self, name: &str, index: &Fetched) -> Result<Digest, ImageError> {
-        let host = Platform::host();
         let parsed: ImageIndex = handed_over::parse(Path::new(name), index.digest.as_str(), &index.bytes)?;
-        let platform = |found: &Descriptor| found.platform().as_ref().map(Platform::of_descriptor);
-        let images = || parsed.manifests().iter().filter(|found| !is_attestation(found));
-        let fits = |found: &&Descriptor| match (&self.options.platform, platform(found)) {
-            (_, None) => true,
-            (Some(wanted), Some(found)) => wanted.is_met_by(&found),
-            (None, Some(found)) => host.runs(&found),
-        };
-        // This machine's own before those that it runs too.
-        let own = images().find(|found| platform(found).is_some_and(|found| host.is_met_by(&found)));
-        let chosen = own.filter(|_| self.options.platform.is_none()).or_else(|| images().find(fits));
-        let Some(chosen) = chosen else {
-            let found: Vec<String> =
-                images().filter_map(platform).map(|platform| platform.to_string()).collect();
-            let wanted = self.options.platform.clone().unwrap_or(host);
-            return Err(ImageError::NoPlatform {
-                path: name.into(),
-                host: wanted.to_string(),
-                found: found.join(", "),
-            });
+        let images: Vec<_> = parsed.manifests().iter().filter(|found| !is_attestation(found)).collect();
+        let platforms: Vec<_> =
+            images.iter().map(|found| found.platform().as_ref().map(Platform::of_descriptor)).collect();
+        let asked = self.options.platform.as_ref();
+        let Some(chosen) = Platform::choose(asked, &platforms).and_then(|chosen| images.get(chosen)) else {
+            return Err(ImageError::no_platform(name.into(), asked, &platforms));
         };
         digest_of(name, chosen)
     }
@@ -238,7 +225,10 @@ impl One<'_> {
         }
         self.store.merged_index(&entry.layers)?;
         let Candidate { id, names, .. } = candidate;
-        image::enter(self.store, Entering { id, entry, names, digest: Some(found.digest), is_new })
+        let entering = Entering { id, entry, names, digest: Some(found.digest), is_new };
+        let added = image::enter(self.store, entering)?;
+        told::tell_transfer(self.store, "pull", &added.id, reference);
+        Ok(added)
     }
 
     fn candidate(

@@ -5,7 +5,7 @@
 //! that the next push finds it and an image that was pushed is as whole as one that was pulled.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek as _, SeekFrom, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -17,10 +17,11 @@ use sha2::{Digest as _, Sha256};
 
 use super::client::Client;
 use super::error::RegistryError;
+use super::upload::Upload;
 use super::{LayerEvent, PARALLEL_LAYERS, Progress, Session};
 use crate::id::Digest;
-use crate::image::{ImageError, Reference, find::by_name};
-use crate::store::{Catalog, ImageEntry, Store, StoreError};
+use crate::image::{ImageError, Reference, find::by_name, told};
+use crate::store::{Catalog, ImageEntry, Settings, Store, StoreError};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -73,7 +74,7 @@ pub fn push(
 ) -> Result<Vec<Pushed>, ImageError> {
     let reference: Reference = text.parse()?;
     let session = Session::new()?;
-    let _lock = store.lock_content()?;
+    let lock = store.lock_content()?;
     let catalog = store.catalog()?;
     let names = if all {
         if reference.tag().is_some() || reference.digest().is_some() {
@@ -86,7 +87,7 @@ pub fn push(
         vec![reference.clone().with_default_tag()]
     };
     if names.is_empty() {
-        return Err(ImageError::NotTagged(reference.familiar()));
+        return Err(ImageError::NotTagged(reference.familiar_repository()));
     }
     let place = session.settings.push_place(&reference)?;
     let auth = session.auth(&reference, &place)?;
@@ -94,10 +95,16 @@ pub fn push(
     progress.image(&reference);
     let mut pushed = Vec::new();
     for name in names {
-        let id = by_name(&catalog, &name).ok_or_else(|| ImageError::NotTagged(name.familiar()))?;
-        let entry = catalog.images.get(&id).ok_or_else(|| ImageError::NotTagged(name.familiar()))?;
+        let id = by_name(&catalog, &name).ok_or_else(|| ImageError::NotTagged(name.familiar_repository()))?;
+        let entry =
+            catalog.images.get(&id).ok_or_else(|| ImageError::NotTagged(name.familiar_repository()))?;
         let push = Push { store, client: &client, catalog: &catalog, name: &name, progress };
         pushed.push(push.image(&id, entry, format)?);
+    }
+    drop(lock);
+    if !Settings::current().keep_compressed {
+        // The compressed layers were made for this push alone. What cannot be collected now is so later.
+        let _ = store.collect();
     }
     Ok(pushed)
 }
@@ -147,12 +154,18 @@ impl Push<'_> {
         if !self.client.has_blob(id)? {
             let shared: Arc<[u8]> = config.into();
             let length = shared.len() as u64;
-            self.client.upload(id, length, &mut || Ok(Box::new(io::Cursor::new(Arc::clone(&shared)))))?;
+            let open = &mut |from| -> Result<Box<dyn Read>, RegistryError> {
+                let mut reader = io::Cursor::new(Arc::clone(&shared));
+                reader.set_position(from);
+                Ok(Box::new(reader))
+            };
+            Upload { client: self.client, digest: id, length, open }.run()?;
         }
         let digest = Digest::from_bytes(&Sha256::digest(&outgoing.bytes).into());
         let tag = self.name.tag().map_or_else(|| digest.to_string(), str::to_owned);
         self.client.put_manifest(&tag, &outgoing.media_type, &outgoing.bytes, &self.name.familiar())?;
         self.record(id, &outgoing, &digest)?;
+        told::tell_transfer(self.store, "push", id, self.name);
         Ok(Pushed { name: self.name.clone(), digest, size: outgoing.bytes.len() as u64 })
     }
 
@@ -222,10 +235,12 @@ impl Push<'_> {
             what: self.name.familiar(),
             reason: format!("its layer {digest} has gone from the store meanwhile"),
         };
-        self.client.upload(digest, size, &mut || {
-            let file = self.store.open_blob(digest).ok().flatten().ok_or_else(missing)?;
+        let open = &mut |from| -> Result<Box<dyn Read + '_>, RegistryError> {
+            let mut file = self.store.open_blob(digest).ok().flatten().ok_or_else(missing)?;
+            file.seek(SeekFrom::Start(from)).map_err(|_| missing())?;
             Ok(Box::new(Counting { inner: file, digest, progress: self.progress }))
-        })?;
+        };
+        Upload { client: self.client, digest, length: size, open }.run()?;
         self.progress.layer(digest, &LayerEvent::Complete);
         Ok(())
     }
@@ -261,7 +276,8 @@ impl Push<'_> {
             {
                 named.digest = Some(digest.clone());
             }
-            if let Some(entry) = catalog.images.get_mut(id).filter(|entry| entry.original.is_none()) {
+            let whole = catalog.images.get_mut(id).filter(|entry| entry.original.is_none());
+            if let Some(entry) = whole.filter(|_| Settings::current().keep_compressed) {
                 entry.original = Some(digest.clone());
                 entry.manifest = digest.clone();
                 entry.manifest_bytes = outgoing.bytes.len() as u64;

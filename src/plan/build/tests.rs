@@ -16,6 +16,7 @@ fn request() -> RunRequest {
         name: None,
         cidfile: None,
         pull: PullPolicy::Missing,
+        platform: None,
         quiet: false,
         auto_remove: false,
         labels: Labels::new(),

@@ -8,7 +8,9 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::noise;
-use super::server::{FakeImage, OCI, OCI_INDEX, OCI_LAYER, Reply, Seen, Server};
+use super::server::{
+    DockerRegistry, FakeImage, HANG_UP, OCI, OCI_INDEX, OCI_LAYER, Reply, Seen, Server, forward,
+};
 use crate::fixtures::digest;
 use crate::harness::{Hostel, eventually};
 
@@ -406,4 +408,87 @@ fn a_search_that_a_registry_does_not_have_is_refused_by_name() {
         false => Reply::status(404),
     });
     h.run(&format!("search {}/web", server.host())).ok().has("web/server").has("serves things").has("[OK]");
+}
+
+#[test]
+fn a_registry_that_takes_no_blob_whole_gets_it_in_pieces() {
+    let Some(h) = Hostel::new() else { return };
+    let Some(registry) = DockerRegistry::start(&h.scratch("registry"), "") else { return };
+    // A proxy that lets no more than 5 MB through at once, as many do, and once hangs up in the middle.
+    let (port, pieces) = (registry.port, AtomicUsize::new(0));
+    let server = Server::start(move |seen| {
+        if seen.body.len() > 5_000_000 {
+            return Reply::status(413);
+        }
+        if seen.method == "PATCH" && pieces.fetch_add(1, Ordering::Relaxed) == 1 {
+            return Reply::status(HANG_UP);
+        }
+        forward(seen, port).unwrap()
+    });
+    let name = format!("{}/pieces:1", server.host());
+    h.cmd(&format!("import - {name}")).stdin(noise(9_000_000, 5)).run().ok();
+    let done = h.run(&format!("push {name}"));
+    done.ok().has(": Pushed\n");
+    let seen = server.seen();
+    let whole = seen.iter().filter(|seen| seen.method == "PUT" && seen.body.len() > 5_000_000).count();
+    assert_eq!(whole, 1, "tried once");
+    let ranges: Vec<_> = seen
+        .iter()
+        .filter(|seen| seen.method == "PATCH")
+        .filter_map(|seen| seen.header("content-range"))
+        .collect();
+    assert_eq!(ranges.len(), 5, "{ranges:?}");
+    assert_eq!(ranges[..4], ["0-8388607", "0-4194303", "4194304-8388607", "4194304-8388607"]);
+    // After the break it was asked what it had.
+    assert!(seen.iter().any(|seen| seen.method == "GET" && seen.path.contains("/blobs/uploads/")));
+    let digest = done.stdout.lines().last().and_then(|line| line.split_once("digest: ")).unwrap().1;
+    let other = Hostel::empty();
+    other.run(&format!("pull {}/pieces:1", registry.host())).ok().has(digest.split(' ').next().unwrap());
+}
+
+#[test]
+fn an_upload_that_breaks_goes_on_in_pieces_and_one_that_is_forgotten_begins_again() {
+    let Some(h) = Hostel::new() else { return };
+    for forgets in [false, true] {
+        let (blob, requests) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
+        let server = Server::start(move |seen| {
+            let location = |reply: Reply| reply.header("location", "/v2/x/blobs/uploads/1?state=s");
+            let mut blob = blob.lock().unwrap();
+            match (seen.method.as_str(), seen.path.contains("/uploads/")) {
+                ("HEAD", _) => Reply::status(404),
+                ("POST", _) => {
+                    blob.clear();
+                    location(Reply::status(202))
+                }
+                ("GET", true) if forgets => Reply::status(404),
+                ("GET", true) => location(Reply::status(204))
+                    .header("range", format!("0-{}", blob.len().saturating_sub(1))),
+                ("PUT", true) if seen.body.len() > 8_000_000 => Reply::status(HANG_UP),
+                ("PATCH", _) if requests.fetch_add(1, Ordering::Relaxed) == 1 => Reply::status(503),
+                ("PATCH", _) => {
+                    let start: usize =
+                        seen.header("content-range").unwrap().split('-').next().unwrap().parse().unwrap();
+                    if start != blob.len() {
+                        return Reply::status(416);
+                    }
+                    blob.extend(&seen.body);
+                    location(Reply::status(202)).header("range", format!("0-{}", blob.len() - 1))
+                }
+                ("PUT", true) => {
+                    blob.extend(&seen.body);
+                    let wanted = seen.path.split("digest=sha256%3A").nth(1).unwrap();
+                    Reply::status(if digest(&blob) == wanted { 201 } else { 400 })
+                }
+                ("PUT", false) => Reply::status(201),
+                _ => Reply::ok("{}"),
+            }
+        });
+        let name = format!("{}/x:1", server.host());
+        h.cmd(&format!("import - {name}")).stdin(noise(9_000_000, 6)).run().ok();
+        h.run(&format!("push {name}")).ok().has(": Pushed\n");
+        let seen = server.seen();
+        let begun = seen.iter().filter(|seen| seen.method == "POST").count();
+        assert_eq!(begun, if forgets { 4 } else { 3 }, "the layer whole, then in pieces; the config");
+        h.run(&format!("rmi {name}")).ok();
+    }
 }

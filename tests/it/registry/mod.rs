@@ -1,8 +1,11 @@
 //! Registries: pull, push, login, over loopback only.
 
+mod cross;
 mod faults;
+mod kept;
 mod real;
 mod server;
+mod tokens;
 
 use crate::fixtures::Layer;
 

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -102,6 +102,41 @@ pub(crate) struct Reply {
     pub(crate) endless: bool,
 }
 
+/// The status of a reply that is none: the connection ends.
+pub(crate) const HANG_UP: u16 = 0;
+
+/// Hands a request on to a server on this machine, and gives its reply.
+pub(crate) fn forward(seen: &Seen, port: u16) -> std::io::Result<Reply> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    let mut head = format!("{} {} HTTP/1.1\r\n", seen.method, seen.path);
+    for (name, value) in seen.headers.iter().filter(|(name, _)| *name != "connection") {
+        head += &format!("{name}: {value}\r\n");
+    }
+    stream.write_all(format!("{head}connection: close\r\n\r\n").as_bytes())?;
+    stream.write_all(&seen.body)?;
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let mut reply = Reply::status(line.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(502));
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 || line.trim().is_empty() {
+            break;
+        }
+        if let Some((name, value)) = line.trim().split_once(':') {
+            let name = name.to_lowercase();
+            // The whole body is read below, whatever its form.
+            if !["connection", "transfer-encoding"].contains(&&*name) {
+                reply = reply.header(&name, value.trim());
+            }
+        }
+    }
+    if seen.method != "HEAD" {
+        reader.read_to_end(&mut reply.body)?;
+    }
+    Ok(reply)
+}
+
 impl Reply {
     pub(crate) fn status(status: u16) -> Self {
         Self { status, ..Self::default() }
@@ -180,6 +215,9 @@ fn serve(
     while let Some(request) = read_request(&mut reader)? {
         seen.lock().unwrap().push(request.clone());
         let reply = handler(&request);
+        if reply.status == HANG_UP {
+            return Ok(());
+        }
         let mut head = format!("HTTP/1.1 {} X\r\n", reply.status);
         let own_length = reply.headers.iter().any(|(name, _)| name == "content-length");
         for (name, value) in &reply.headers {
