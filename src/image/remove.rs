@@ -143,10 +143,10 @@ fn remove_from(catalog: &mut Catalog, text: &str, force: bool, uses: &[Container
         )));
     }
     let is_used = users().any(|user| user.is_running);
-    let names = match reference.digest() {
-        None => vec![reference.to_string()],
-        Some(_) => names_in_repository(&names, &reference.repository()),
-    };
+    if reference.digest().is_some() {
+        return Ok(remove_digest(catalog, id, &names, &reference, is_used));
+    }
+    let names = with_digests(&names, &reference);
     let all = catalog.names_of(&id).count();
     if names.len() == all && !is_used {
         return Ok(delete(catalog, &id, &names));
@@ -171,14 +171,49 @@ fn untag(catalog: &mut Catalog, names: &[String]) -> Vec<String> {
     digests.sort();
     digests.dedup();
     let is_gone = |reference: &&Reference| super::find::by_name(catalog, reference).is_none();
-    untagged.extend(digests.iter().filter(is_gone).map(Reference::familiar));
+    // An image that was pulled by digest has that as its name.
+    let gone: Vec<String> = digests.iter().filter(is_gone).map(Reference::familiar).collect();
+    untagged.extend(gone.into_iter().filter(|name| !names.iter().any(|known| familiar(known) == *name)));
     untagged
 }
 
-fn names_in_repository(names: &[String], repository: &str) -> Vec<String> {
-    let belongs =
-        |name: &&String| name.parse::<Reference>().is_ok_and(|name| name.repository() == repository);
-    names.iter().filter(belongs).cloned().collect()
+/// A name, and the digests that its repository has besides, if this is the last tag of it (moby does the same).
+fn with_digests(names: &[String], reference: &Reference) -> Vec<String> {
+    let whole = reference.to_string();
+    let others: Vec<Reference> = names
+        .iter()
+        .filter(|name| **name != whole)
+        .filter_map(|name| name.parse().ok())
+        .filter(|name: &Reference| name.repository() == reference.repository())
+        .collect();
+    let is_last_tag = others.iter().all(|name| name.tag().is_none());
+    std::iter::once(whole).chain(others.iter().filter(|_| is_last_tag).map(ToString::to_string)).collect()
+}
+
+/// Takes the digest of a repository away. As in Docker, tags stay; without one the image goes.
+fn remove_digest(
+    catalog: &mut Catalog,
+    id: Digest,
+    names: &[String],
+    reference: &Reference,
+    is_used: bool,
+) -> Removal {
+    for name in names {
+        let Ok(parsed) = name.parse::<Reference>() else { continue };
+        if parsed.repository() != reference.repository() {
+            continue;
+        }
+        if parsed.tag().is_none() {
+            catalog.names.remove(name);
+        } else if let Some(entry) = catalog.names.get_mut(name) {
+            entry.digest = None;
+        }
+    }
+    let untagged = vec![reference.familiar()];
+    if is_used || catalog.names_of(&id).next().is_some() {
+        return Removal { image: Some(id), untagged, deleted: Vec::new() };
+    }
+    Removal { untagged, ..delete(catalog, &id, &[]) }
 }
 
 fn familiar(name: &str) -> String {

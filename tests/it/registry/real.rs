@@ -69,6 +69,17 @@ fn an_image_goes_to_a_registry_and_comes_back_the_same() {
     let third = Hostel::empty();
     third.run(&format!("pull -q {by_digest}")).ok().stdout(&format!("{by_digest}\n"));
     third.run(&format!("run --rm {by_digest} echo by digest")).ok().stdout("by digest\n");
+    // A digest that is removed takes no tag with it; the last name takes the image.
+    third.run(&format!("tag {by_digest} {name}")).ok();
+    third.run(&format!("rmi {by_digest}")).ok().stdout(&format!("Untagged: {by_digest}\n"));
+    third.run("images --format '{{.Tag}} {{.Digest}}'").ok().stdout("1 <none>\n");
+    third.run(&format!("pull -q {by_digest}")).ok();
+    let removed = format!("Untagged: {name}\nUntagged: {by_digest}\nDeleted: sha256:");
+    third.run(&format!("rmi {name}")).ok().has(&removed);
+    third.run("images -q").ok().stdout("");
+    third.run(&format!("pull -q {by_digest}")).ok();
+    third.run(&format!("rmi {by_digest}")).ok().has(&format!("Untagged: {by_digest}\nDeleted: sha256:"));
+    third.run("images -q").ok().stdout("");
 
     // Elsewhere it has the same digest, and from the same registry it need not be sent.
     let moved = format!("{}/other/place:2", registry.host());
