@@ -159,6 +159,10 @@ impl Store {
             };
             live.add(id, &layers.unwrap_or_default());
             live.blobs.extend(entry.iter().map(|entry| OsString::from(entry.manifest.hex())));
+            if let Some(original) = entry.and_then(|entry| entry.original.as_ref()) {
+                let kept = self.manifest_layers(original)?;
+                live.blobs.extend(kept.iter().chain([original]).map(|digest| OsString::from(digest.hex())));
+            }
         }
         let mut usage = DiskUsage::default();
         let places = [

@@ -344,8 +344,8 @@ fn events_tell_what_happened_to_images_and_volumes() {
     h.cmd("import - made:1").stdin(layer.finish()).run().ok();
     assert_eq!(past("--filter type=image --filter event=import --filter event=tag", "{{.Action}}").len(), 3);
     assert_eq!(past("--filter image=made", "{{.Action}}"), ["tag"]);
-    h.run("create --name c busybox true").ok();
-    let made = h.run("commit -m why c committed:1").ok().out();
+    h.run("create --name cc busybox true").ok();
+    let made = h.run("commit -m why cc committed:1").ok().out();
     assert_eq!(
         past(
             "--filter event=commit",
@@ -353,9 +353,9 @@ fn events_tell_what_happened_to_images_and_volumes() {
         ),
         [format!("{made} committed:1 why")]
     );
-    h.run("export -o root.tar c").ok();
-    assert_eq!(past("--filter event=export", "{{.Actor.Attributes.name}}"), ["c"]);
-    h.run("rm c").ok();
+    h.run("export -o root.tar cc").ok();
+    assert_eq!(past("--filter event=export", "{{.Actor.Attributes.name}}"), ["cc"]);
+    h.run("rm cc").ok();
     h.run("volume create data").ok();
     h.run("volume create data").ok();
     h.run("volume rm data").ok();

@@ -25,6 +25,10 @@ fn compressed_layers_are_kept_unless_the_settings_say_otherwise() {
     let h = Hostel::empty();
     h.run(&format!("pull -q {}/x", server.host())).ok();
     let kept = blobs(&h);
+    // What an image in use keeps is not to be had back.
+    h.run(&format!("create --name user {}/x /x", server.host())).ok();
+    h.run("system df --format '{{.Type}} {{.Reclaimable}}'").ok().has("(0%)\nContainers");
+    h.run("rm user").ok();
     let other = Hostel::empty();
     let place = other.place("config/hostel");
     fs::create_dir_all(&place).unwrap();
