@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::fixtures::{self, Archive, Layer, Layout};
-use crate::harness::{Hostel, output};
+use crate::harness::{Hostel, eventually, output};
 
 #[test]
 fn load_says_what_it_loaded() {
@@ -360,6 +360,10 @@ fn events_tell_what_happened_to_images_and_volumes() {
     h.run("volume create data").ok();
     h.run("volume rm data").ok();
     h.run("run --rm -v /anonymous busybox true").ok();
+    // The client of a --rm container returns before its volumes are gone.
+    eventually("the volume is gone", || {
+        past("--filter event=destroy --filter type=volume", "{{.Action}}").len() == 2
+    });
     let volumes = past("--filter type=volume", "{{.Action}} {{.Actor.Attributes.driver}}");
     let anonymous = ["create local", "mount local", "unmount local", "destroy local"];
     assert_eq!(volumes, [&["create local", "destroy local"], &anonymous[..]].concat());

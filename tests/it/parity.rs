@@ -414,6 +414,7 @@ fn the_network_is_podmans() {
     compare("net", &NET);
 }
 
+#[test]
 fn images_are_podmans_or_dockers() {
     compare("images", &IMAGES);
 }
