@@ -140,7 +140,7 @@ fn find(ctx: &Context, containers: &Containers, reference: &str) -> Result<Subje
     let _content = store.lock_content()?;
     // Nothing is fetched: `pull` is there for that.
     let fetch = |name: &str, _| Err(image::ImageError::NotFound(name.to_owned()));
-    let resolved = image::resolve(&store, reference, PullPolicy::Never, &fetch).map_err(|error| {
+    let resolved = image::resolve(&store, reference, PullPolicy::Never, None, &fetch).map_err(|error| {
         let missing = matches!(error, image::ImageError::NotFound(_));
         let error = super::images::resolve_error(error).with_exit(Exit::Engine);
         match missing {
