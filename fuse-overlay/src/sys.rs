@@ -237,9 +237,36 @@ pub(crate) fn all_xattrs(node: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
     Ok(found)
 }
 
-/// Calls with a buffer large enough for every xattr Linux allows (`XATTR_SIZE_MAX`,
-/// `XATTR_LIST_MAX`).
+/// Names and values of all xattrs of an open file.
+pub(crate) fn file_xattrs(file: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
+    let names = match list_xattrs(file) {
+        Err(Errno::EOPNOTSUPP) => return Ok(Vec::new()),
+        names => names?,
+    };
+    let mut found = Vec::new();
+    for name in names.split_inclusive(|byte| *byte == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+        match get_xattr(file, name) {
+            Ok(value) => found.push((name.to_bytes().to_vec(), value)),
+            // Gone meanwhile, or only listed.
+            Err(Errno::ENODATA | Errno::EOPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(found)
+}
+
+/// Bytes that nearly every xattr and list of names fit into.
+const USUAL_XATTR_BYTES: usize = 512;
+
+/// Calls with a small buffer and, where that does not do, with one that is large enough for every
+/// xattr Linux allows (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`), which costs more than the call.
 fn sized(mut call: impl FnMut(&mut [u8]) -> isize) -> Result<Vec<u8>, Errno> {
+    let mut usual = [0; USUAL_XATTR_BYTES];
+    match Errno::result(call(&mut usual)) {
+        Err(Errno::ERANGE) => {}
+        result => return result.map(|length| usual[..usize::try_from(length).unwrap_or(0)].to_vec()),
+    }
     let mut buffer = vec![0; 1 << 16];
     let length = Errno::result(call(&mut buffer))?;
     buffer.truncate(usize::try_from(length).unwrap_or(0));

@@ -22,7 +22,8 @@ use crate::sys::{self, Xattrs};
 
 const OPAQUE: &CStr = c"user.overlay.opaque";
 const WHITEOUT: &CStr = c"user.overlay.whiteout";
-const METACOPY: &CStr = c"user.overlay.metacopy";
+/// Says that a file is there with its attributes alone.
+pub(super) const METACOPY: &CStr = c"user.overlay.metacopy";
 
 #[derive(Debug)]
 pub(super) struct Tree {
@@ -63,11 +64,6 @@ impl Tree {
             return Err(Errno::ESTALE);
         }
         Ok(file.into())
-    }
-
-    /// Whether a file is there with its attributes alone.
-    pub(super) fn has_no_data(&self, file: &File) -> bool {
-        sys::get_xattr(file.as_fd(), METACOPY).is_ok()
     }
 
     pub(super) fn target(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {

@@ -25,7 +25,6 @@ mod kernel;
 mod own;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -39,7 +38,7 @@ use crate::archive::{Content, Entry, Kind, Writer};
 use crate::index::tree::Name;
 use crate::serve::overlay::{Facts, ROOT, Snapshot, Source};
 use crate::serve::{self, Ids, Lower, ServeError};
-use crate::sys::Xattrs;
+use crate::sys::{self, Xattrs};
 
 /// Bytes of a path from the root: `PATH_MAX` of Linux, and what an index takes.
 const MAX_PATH_BYTES: usize = 4096;
@@ -122,6 +121,8 @@ struct Found {
     replaces: bool,
     /// A deletion that the directory's own mark already says.
     implied: bool,
+    /// What the walk saw; none of a deletion.
+    facts: Option<Facts>,
 }
 
 /// The changes, in the order of a walk with names sorted.
@@ -270,6 +271,7 @@ impl<V: View> Walk<'_, V> {
                         below: 0,
                         replaces: false,
                         implied: cut || listing.replaces,
+                        facts: None,
                     });
                     true
                 }
@@ -303,6 +305,7 @@ impl<V: View> Walk<'_, V> {
             below: below.unwrap_or(0),
             replaces: false,
             implied: false,
+            facts: Some(facts),
         });
         let mut inside = false;
         if facts.is_directory() {
@@ -454,10 +457,25 @@ impl<'a, W: Write> Layer<'a, W> {
     fn node(&mut self, found: &'a Found) -> Result<bool, Problem> {
         let Layers { snapshot, tree } = self.layers;
         let (node, path) = (found.node, &*found.path);
-        let (facts, xattrs) = match tree {
-            Some(tree) => (tree.facts(node, path)?, tree.xattrs(node, path)?),
-            None => (snapshot.facts(node)?, kept_xattrs(snapshot.xattrs(node)?)),
+        // Of the kernel's upper, a file is looked at once and opened once.
+        let facts = match (tree, found.facts) {
+            (Some(_), Some(facts)) => facts,
+            (Some(tree), None) => tree.facts(node, path)?,
+            (None, _) => snapshot.facts(node)?,
         };
+        let mut opened = None;
+        let all_xattrs = match tree {
+            Some(tree) if facts.file_type() == libc::S_IFREG => {
+                let file = tree.open(path)?;
+                let xattrs = sys::file_xattrs(file.as_fd())?;
+                opened = Some(file);
+                xattrs
+            }
+            Some(tree) => tree.xattrs(node, path)?,
+            None => snapshot.xattrs(node)?,
+        };
+        let has_no_data = all_xattrs.iter().any(|(name, _)| name == kernel::METACOPY.to_bytes());
+        let xattrs = kept_xattrs(all_xattrs);
         let (uid, gid) = self.recorded_ids(found, &facts)?;
         let target;
         let kind = match facts.file_type() {
@@ -485,8 +503,10 @@ impl<'a, W: Write> Layer<'a, W> {
         let xattrs = if first.is_some() { &[][..] } else { &xattrs };
         let entry = Entry { path, kind, mode: facts.mode & 0o7777, uid, gid, mtime: facts.mtime, xattrs };
         if kind == Kind::File {
-            let source = match tree {
-                Some(tree) => self.upper_source(tree, found)?,
+            let source = match opened {
+                // One that has only its attributes in the upper has its data below.
+                Some(_) if has_no_data && found.below != 0 => snapshot.lower_source(found.below),
+                Some(file) => Source::Object(file),
                 None => snapshot.source(node)?,
             };
             let content = Checked { source: &source, error: None.into() };
@@ -499,15 +519,6 @@ impl<'a, W: Write> Layer<'a, W> {
             self.links.entry(facts.identity).or_insert(path);
         }
         Ok(true)
-    }
-
-    /// A file of the kernel's upper; one that has only its attributes there has its data below.
-    fn upper_source(&self, tree: &Tree, found: &Found) -> Result<Source<'a>, Errno> {
-        let file: File = tree.open(&found.path)?;
-        if tree.has_no_data(&file) && found.below != 0 {
-            return Ok(self.layers.snapshot.lower_source(found.below));
-        }
-        Ok(Source::Object(file))
     }
 
     /// The owner as the image has it, where the id map only had no room for it.

@@ -10,19 +10,82 @@ use super::format::{
     Corrupt, ENTRY_WHITEOUT, FLAG_IMPLICIT, FLAG_LINK, FLAG_OPAQUE, Image, NodeRecord, ROOT_ID,
 };
 use super::tree::{Attributes, Content, Directory, Key, Name, Node, ROOT, Tree};
-use super::{MergeError, display};
+use super::{Extent, MergeError, display};
 
 /// How deep directories can lie in each other: a path has at most 4096 bytes.
 const DEPTH_LIMIT: u64 = 2048;
 
 pub(super) fn merge(layers: &[&Image]) -> Result<Tree, MergeError> {
     let mut tree = Tree::new();
+    lay(&mut tree, 0, layers)?;
+    Ok(tree)
+}
+
+/// Lays layers over a tree that has been merged of `below` others.
+pub(super) fn lay(tree: &mut Tree, below: u32, layers: &[&Image]) -> Result<(), MergeError> {
     for (number, image) in layers.iter().enumerate() {
-        let layer = u32::try_from(number).map_err(|_| MergeError::TooLarge)?;
-        Overlay { tree: &mut tree, image, layer, copied: HashMap::new(), links: Vec::new(), steps: 0 }
-            .apply()?;
+        let number = u32::try_from(number).map_err(|_| MergeError::TooLarge)?;
+        let layer = below.checked_add(number).ok_or(MergeError::TooLarge)?;
+        Overlay { tree, image, layer, copied: HashMap::new(), links: Vec::new(), steps: 0 }.apply()?;
+    }
+    Ok(())
+}
+
+/// The tree that a merged index was laid out from: what is laid over it gives the same as merging
+/// everything anew.
+pub(super) fn tree_of(image: &Image) -> Result<Tree, Corrupt> {
+    let count = u32::try_from(image.counts().nodes).map_err(|_| Corrupt)?;
+    let mut tree = Tree::new();
+    for id in ROOT_ID..ROOT_ID + count {
+        let record = image.node(id)?;
+        let content = if record.is_directory() {
+            let names = image.entries_of(&record)?.map(|index| {
+                let (entry, name) = image.entry(index)?;
+                let key = entry.node.checked_sub(ROOT_ID).filter(|key| *key < count).ok_or(Corrupt)?;
+                Ok((Name::from(name), key))
+            });
+            let children = names.collect::<Result<_, Corrupt>>()?;
+            Content::Directory(Directory { children, ..Directory::default() })
+        } else {
+            content(image, &record, None)?.ok_or(Corrupt)?
+        };
+        let node = Node { attributes: attributes(image, &record)?, content };
+        if id != ROOT_ID {
+            tree.add(node);
+            continue;
+        }
+        let Content::Directory(root) = node.content else { return Err(Corrupt) };
+        tree.node_mut(ROOT).attributes = node.attributes;
+        tree.directory_mut(ROOT).ok_or(Corrupt)?.children = root.children;
     }
     Ok(tree)
+}
+
+/// What a node that is no directory is; its extents in `layer`, or where they are recorded. None for
+/// a kind that there is not.
+fn content(image: &Image, record: &NodeRecord, layer: Option<u32>) -> Result<Option<Content>, Corrupt> {
+    Ok(Some(match record.file_type() {
+        libc::S_IFREG => {
+            let extents = (0..record.count)
+                .map(|index| image.extent(record, index))
+                .map(|extent| extent.map(|found| Extent { layer: layer.unwrap_or(found.layer), ..found }))
+                .collect::<Result<_, Corrupt>>()?;
+            Content::File { size: record.size, extents }
+        }
+        libc::S_IFLNK => Content::Symlink(image.link_target(record)?.into()),
+        libc::S_IFCHR => Content::CharDevice(record.rdev),
+        libc::S_IFBLK => Content::BlockDevice(record.rdev),
+        libc::S_IFIFO => Content::Fifo,
+        _ => return Ok(None),
+    }))
+}
+
+fn attributes(image: &Image, record: &NodeRecord) -> Result<Attributes, Corrupt> {
+    let xattrs = (0..record.xattr_count)
+        .map(|index| image.xattr(record, index).map(|(name, value)| (name.into(), value.into())))
+        .collect::<Result<_, Corrupt>>()?;
+    let NodeRecord { mode, uid, gid, mtime, .. } = *record;
+    Ok(Attributes { mode: mode & 0o7777, uid, gid, mtime, xattrs })
 }
 
 /// One layer being laid over the tree.
@@ -154,33 +217,13 @@ impl Overlay<'_> {
     }
 
     fn leaf(&self, record: &NodeRecord) -> Result<Node, MergeError> {
-        let content = match record.file_type() {
-            libc::S_IFREG => {
-                let extents = (0..record.count)
-                    .map(|index| self.image.extent(record, index))
-                    .map(|extent| extent.map(|extent| super::Extent { layer: self.layer, ..extent }))
-                    .collect::<Result<_, Corrupt>>()
-                    .map_err(|_| self.damaged())?;
-                Content::File { size: record.size, extents }
-            }
-            libc::S_IFLNK => {
-                Content::Symlink(self.image.link_target(record).map_err(|_| self.damaged())?.into())
-            }
-            libc::S_IFCHR => Content::CharDevice(record.rdev),
-            libc::S_IFBLK => Content::BlockDevice(record.rdev),
-            libc::S_IFIFO => Content::Fifo,
-            _ => return Err(self.damaged()),
-        };
+        let content = content(self.image, record, Some(self.layer)).ok().flatten();
+        let content = content.ok_or_else(|| self.damaged())?;
         Ok(Node { attributes: self.attributes(record)?, content })
     }
 
     fn attributes(&self, record: &NodeRecord) -> Result<Attributes, MergeError> {
-        let xattrs = (0..record.xattr_count)
-            .map(|index| self.image.xattr(record, index).map(|(name, value)| (name.into(), value.into())))
-            .collect::<Result<_, Corrupt>>()
-            .map_err(|_| self.damaged())?;
-        let NodeRecord { mode, uid, gid, mtime, .. } = *record;
-        Ok(Attributes { mode: mode & 0o7777, uid, gid, mtime, xattrs })
+        attributes(self.image, record).map_err(|_| self.damaged())
     }
 
     fn name(&mut self, parent: Key, name: &[u8], key: Key) -> Result<(), MergeError> {

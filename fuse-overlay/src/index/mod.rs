@@ -101,6 +101,37 @@ pub fn merge(layers: &[LayerIndex]) -> Result<Merged, MergeError> {
     Ok(Merged { bytes: render(&tree, Kind::Merged, layers)? })
 }
 
+/// An image's tree in memory, to lay more layers over: what [`merge()`] makes of all layers, without
+/// the layers below.
+#[derive(Debug)]
+pub struct Base {
+    tree: tree::Tree,
+    layers: u32,
+}
+
+impl Base {
+    /// Reads the tree of a merged index.
+    ///
+    /// # Errors
+    /// [`IndexError::Damaged`].
+    pub fn of(index: &MergedIndex) -> Result<Self, IndexError> {
+        let tree = merge::tree_of(&index.image).map_err(|_| IndexError::Damaged { part: "tree" })?;
+        Ok(Self { tree, layers: index.layer_count() })
+    }
+
+    /// Lays layers over it, lowest first.
+    ///
+    /// # Errors
+    /// Those of [`merge()`].
+    pub fn lay(mut self, layers: &[&LayerIndex]) -> Result<Merged, MergeError> {
+        let images: Vec<&Image> = layers.iter().map(|layer| layer.image()).collect();
+        merge::lay(&mut self.tree, self.layers, &images)?;
+        let count = u32::try_from(layers.len()).map_err(|_| MergeError::TooLarge)?;
+        let layers = self.layers.checked_add(count).ok_or(MergeError::TooLarge)?;
+        Ok(Merged { bytes: render(&self.tree, Kind::Merged, layers)? })
+    }
+}
+
 /// A merged index that is not on disk yet.
 #[derive(Debug)]
 pub struct Merged {

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tar::{EntryType, Header};
 
 use super::{LayerIndex, Limits, PackError, index_tar};
-use crate::index::{MergeError, MergedIndex, ReadError, merge};
+use crate::index::{Base, MergeError, MergedIndex, ReadError, merge};
 
 /// Archives are built by hand: a library would not write what these tests need.
 #[derive(Clone, Default)]
@@ -96,6 +96,15 @@ impl Image {
         let indexes: Vec<LayerIndex> =
             archives.iter().map(|archive| index(archive.clone()).unwrap()).collect();
         let merged = merge(&indexes)?.into_index().unwrap();
+        // However many layers were merged before: the rest laid over them gives the same bytes.
+        for below in 0..=indexes.len() {
+            let (below, above) = indexes.split_at(below);
+            // A link into a layer that is missing is one that the whole image may well have.
+            let Ok(base) = merge(below) else { continue };
+            let base = Base::of(&base.into_index().unwrap()).unwrap();
+            let again = base.lay(&above.iter().collect::<Vec<_>>())?.into_index().unwrap();
+            assert_eq!(again.image().bytes(), merged.image().bytes());
+        }
         let layers = archives.into_iter().map(|archive| {
             let mut file = tempfile::tempfile().unwrap();
             std::io::Write::write_all(&mut file, &archive.end()).unwrap();
