@@ -15,7 +15,7 @@ use super::ImageError;
 use super::compression::Decoder;
 use super::ingest::{self, Expected};
 use super::streamed::Streamed;
-use crate::store::{Store, StoredLayer};
+use crate::store::{Durable, Store, StoredLayer};
 
 /// Members of one archive; `docker save` writes some four a layer.
 pub(super) const MAX_MEMBERS: usize = 100_000;
@@ -113,7 +113,7 @@ impl Files {
             return store.layer(expected.diff_id)?.ok_or_else(missing);
         }
         let (reader, _) = self.open(expected.what)?.ok_or_else(missing)?;
-        ingest::store_layer(store, reader, expected)
+        ingest::store_layer(store, reader, expected, Durable::Now)
     }
 }
 

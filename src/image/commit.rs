@@ -5,6 +5,7 @@
 //! so that what this engine does not know of a base (health checks, build records) is kept.
 
 use std::io::Read;
+use std::thread;
 
 use oci_spec::image::ImageConfiguration;
 use serde_json::{Map, Value, json};
@@ -16,7 +17,7 @@ use super::platform::Platform;
 use super::reference::Reference;
 use super::{Added, NameEntry};
 use crate::id::Digest;
-use crate::store::{ImageEntry, Store, StoreError};
+use crate::store::{Durable, ImageEntry, Store, StoreError};
 
 /// Diff id of an archive without entries: what a commit without changes gives, and no layer at all.
 const EMPTY_LAYER: &str = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef";
@@ -109,9 +110,6 @@ pub fn commit(store: &Store, draft: Draft, layer: Box<dyn Read + '_>, what: &str
 
 fn make(store: &Store, draft: Draft, layer: Box<dyn Read + '_>, what: &str) -> Result<Added> {
     let Draft { mut base, config, author, comment, created_by, created, name } = draft;
-    let packed = pack(store, layer, what, InputHash::Here)?;
-    let diff_id = packed.found.diff_id().clone();
-    let is_empty = diff_id.to_string() == EMPTY_LAYER;
     let mut layers: Vec<Digest> = Vec::new();
     for layer in base["rootfs"]["diff_ids"].as_array().into_iter().flatten() {
         let text = layer.as_str().unwrap_or_default();
@@ -119,6 +117,15 @@ fn make(store: &Store, draft: Draft, layer: Box<dyn Read + '_>, what: &str) -> R
             text.parse().map_err(|_| ImageError::Algorithm { path: what.into(), digest: text.to_owned() })?,
         );
     }
+    // The base's tree is read while the layer comes.
+    let (packed, tree) = thread::scope(|scope| {
+        let tree = scope.spawn(|| store.base(&layers));
+        let packed = pack(store, layer, what, InputHash::Here, Durable::Now);
+        (packed, tree.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    let packed = packed?;
+    let diff_id = packed.found.diff_id().clone();
+    let is_empty = diff_id.to_string() == EMPTY_LAYER;
     if is_empty {
         packed.check(what)?;
     } else {
@@ -129,8 +136,10 @@ fn make(store: &Store, draft: Draft, layer: Box<dyn Read + '_>, what: &str) -> R
                 limit: MAX_LAYERS,
             });
         }
-        packed.publish(what)?;
         layers.push(diff_id);
+        packed.publish_beside(what, |index| {
+            tree.map_or(Ok(()), |tree| store.lay_over(tree, &layers, index))
+        })??;
     }
     let mut history = json!({ "created": created });
     for (key, text) in [("created_by", &created_by), ("author", &author), ("comment", &comment)] {

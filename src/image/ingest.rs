@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 use super::compression::Decoder;
 use super::error::{ImageError, Result};
 use crate::id::Digest;
-use crate::store::{DIRECT_ALIGNMENT, LayerWriter, Store, StoreError, StoredLayer};
+use crate::store::{DIRECT_ALIGNMENT, Durable, LayerWriter, Store, StoreError, StoredLayer};
 
 /// Large enough that direct writes run at the disk's speed.
 pub(super) const CHUNK_BYTES: usize = 1 << 20;
@@ -95,6 +95,23 @@ impl Packed {
         Ok(self.writer.finish(&self.found.diff_id, &index)?)
     }
 
+    /// As [`Self::publish`], while `beside` does something with the layer's index.
+    pub(super) fn publish_beside<T: Send>(
+        self,
+        what: &str,
+        beside: impl FnOnce(&LayerIndex) -> T + Send,
+    ) -> Result<T> {
+        let index = self.index.map_err(|error| not_a_layer(error, what))?;
+        let (writer, diff_id) = (self.writer, &self.found.diff_id);
+        thread::scope(|scope| {
+            let other = scope.spawn(|| beside(&index));
+            let finished = writer.finish(diff_id, &index);
+            let result = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            finished?;
+            Ok(result)
+        })
+    }
+
     /// Whether it is a layer, for whoever does not need it in the store.
     pub(super) fn check(self, what: &str) -> Result<()> {
         self.index.map(drop).map_err(|error| not_a_layer(error, what))
@@ -113,8 +130,9 @@ pub(super) fn store_layer(
     store: &Store,
     reader: Box<dyn Read + '_>,
     expected: &Expected<'_>,
+    durable: Durable,
 ) -> Result<StoredLayer> {
-    let packed = pack(store, reader, expected.what, InputHash::Here)?;
+    let packed = pack(store, reader, expected.what, InputHash::Here, durable)?;
     packed.found.check(expected)?;
     packed.publish(expected.what)
 }
@@ -125,6 +143,7 @@ pub(super) fn pack(
     reader: Box<dyn Read + '_>,
     what: &str,
     input_hash: InputHash,
+    durable: Durable,
 ) -> Result<Packed> {
     let (full_sender, full) = sync_channel(CHUNKS);
     let (empty, empty_receiver) = sync_channel(CHUNKS);
@@ -132,7 +151,7 @@ pub(super) fn pack(
         // The channel has room for all of them.
         let _ = empty.send(Chunk::new());
     }
-    let mut intake = Intake::new(store.new_layer()?, full, empty);
+    let mut intake = Intake::new(store.new_layer(durable)?, full, empty);
     let (produced, taken) = thread::scope(|scope| {
         let taker = scope.spawn(move || {
             let index = pack::index_tar(&mut intake, &Limits::default());

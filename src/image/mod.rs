@@ -8,17 +8,21 @@
 //! What must stay true: nothing of an image is visible before all of it is verified and on the
 //! disk; what comes from outside (archives, layouts, JSON) is read within stated limits.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use oci_spec::image::{Config, ConfigBuilder, ImageConfiguration, Os};
 use serde::{Deserialize, Serialize};
 
 use crate::id::Digest;
 use crate::store::native::Budget;
-use crate::store::{Catalog, ImageEntry, NameEntry, Store, StoreError};
+use crate::store::{Catalog, ImageEntry, NameEntry, Store, StoreError, StoredLayer};
 
 mod archive;
 mod commit;
@@ -31,6 +35,7 @@ pub(crate) mod fuzzing;
 mod handed_over;
 mod hot;
 mod ingest;
+mod intact;
 mod platform;
 pub mod policy;
 mod reference;
@@ -53,8 +58,12 @@ pub use transport::Source;
 
 use archive::Files;
 use error::Result;
-use handed_over::{Candidate, Wanted, candidates};
+use handed_over::{Candidate, LayerFile, Wanted, candidates};
 use ingest::Expected;
+
+/// Layers of an archive that are stored at once: as many as keep a disk and two processors busy, each
+/// with a few MiB of buffers.
+const PARALLEL_LAYERS: usize = 2;
 
 /// PATH of a container whose image sets none: Docker's.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -212,6 +221,7 @@ fn stored(store: &Store, catalog: &Catalog, reference: &str, id: Digest) -> Resu
         return Err(ImageError::Platform { image: reference.to_owned(), found, host });
     }
     let config = config(store, &id)?;
+    intact::ensure(store, entry)?;
     let index = store.merged_index(&entry.layers)?;
     make_native(store, &entry.layers, &config);
     let root = RootSource::Packed {
@@ -403,7 +413,6 @@ fn add(store: &Store, files: &Files, candidate: Candidate) -> Result<Added> {
         None => store_image(store, files, &candidate)?,
     };
     store.merged_index(&entry.layers)?;
-    make_native(store, &entry.layers, &candidate.configuration);
     let digest = match &candidate.manifest {
         Some((digest, bytes)) => {
             store.put_blob(bytes)?;
@@ -442,20 +451,51 @@ fn enter(store: &Store, Entering { id, entry, names, digest, is_new }: Entering)
     Ok(Added { id, digest, names, is_new })
 }
 
-/// Stores an image's config and those of its layers that are not there.
+/// Stores an image's config and those of its layers that are not there: several at once, so that one
+/// is hashed while the disk takes another.
 fn store_image(store: &Store, files: &Files, candidate: &Candidate) -> Result<ImageEntry> {
-    let mut size_bytes = 0;
+    let mut jobs: Vec<(&LayerFile, &Digest)> = Vec::new();
     for (layer, diff_id) in candidate.layers.iter().zip(&candidate.diff_ids) {
-        let stored = match store.layer(diff_id)? {
-            Some(stored) => stored,
-            None => {
-                let (what, digest, size) = (layer.member.as_str(), layer.digest.as_ref(), layer.size);
-                files.store_layer(store, &Expected { what, digest, size, diff_id })?
-            }
-        };
-        size_bytes += stored.content_bytes;
+        if !jobs.iter().any(|(_, known)| *known == diff_id) {
+            jobs.push((layer, diff_id));
+        }
     }
+    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let results = Mutex::new(HashMap::new());
+    let work = || {
+        while !failed.load(Ordering::Relaxed) {
+            let Some((layer, diff_id)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+            let stored = store_layer(store, files, layer, diff_id);
+            failed.fetch_or(stored.is_err(), Ordering::Relaxed);
+            results.lock().unwrap_or_else(PoisonError::into_inner).insert(*diff_id, stored);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..PARALLEL_LAYERS.min(jobs.len()) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut sizes = HashMap::new();
+    // The lowest layer's failure is told, whichever came first.
+    for (_, diff_id) in &jobs {
+        if let Some(stored) = results.remove(diff_id) {
+            sizes.insert(*diff_id, stored?.content_bytes);
+        }
+    }
+    let size_bytes = candidate.diff_ids.iter().filter_map(|diff_id| sizes.get(diff_id)).sum();
     new_entry(store, candidate, size_bytes)
+}
+
+fn store_layer(store: &Store, files: &Files, layer: &LayerFile, diff_id: &Digest) -> Result<StoredLayer> {
+    match store.layer(diff_id)? {
+        Some(stored) => Ok(stored),
+        None => {
+            let (what, digest, size) = (layer.member.as_str(), layer.digest.as_ref(), layer.size);
+            files.store_layer(store, &Expected { what, digest, size, diff_id })
+        }
+    }
 }
 
 /// Stores the config of an image whose layers are stored, and a manifest for it.

@@ -171,6 +171,7 @@ impl Writer<'_> {
         self.target.directory("blobs/sha256/").map_err(failed)?;
         for (id, names) in images {
             let entry = entry_of(catalog, id)?;
+            super::intact::ensure(self.store, entry)?;
             let config_bytes = self.blob(&blob_path(id), id)?;
             // What other tools read of a docker-archive is the same by either way.
             let whole = if with_docker { None } else { self.as_it_came(entry)? };
@@ -243,6 +244,7 @@ impl Writer<'_> {
         let path = self.path.to_owned();
         let failed = |source| ImageError::Write { path: path.clone(), source };
         let entry = entry_of(catalog, id)?;
+        super::intact::ensure(self.store, entry)?;
         let mut layers = Vec::new();
         for layer in &entry.layers {
             let size = self.layer(layer.hex(), layer)?;

@@ -14,7 +14,7 @@ use super::archive::{MAX_LINKS, MAX_MEMBERS, Named, Opened, named, normalised, n
 use super::compression::Decoder;
 use super::error::{ImageError, Result};
 use super::ingest::{Found, InputHash, pack};
-use crate::store::{Store, StoreError};
+use crate::store::{Durable, Store, StoreError};
 
 /// Where a member is told apart: a tar's first header is complete.
 const HEAD_BYTES: usize = 512;
@@ -150,7 +150,7 @@ fn read_member<R: Read>(
         return Ok(Member::Small(head));
     }
     let what = name.display().to_string();
-    let packed = pack(store, Box::new(Cursor::new(head).chain(entry)), &what, InputHash::Here);
+    let packed = pack(store, Box::new(Cursor::new(head).chain(entry)), &what, InputHash::Here, Durable::Now);
     let stored = packed.and_then(|packed| {
         let found = packed.found.clone();
         packed.publish(&what).map(|_| found)

@@ -622,7 +622,7 @@ fn two_loads_at_once_are_both_right() {
     let world = World::new();
     let members = docker_archive(&[layer(&[("a", "b")]), layer(&[("c", "d")])], &["x"]);
     let bytes = [archive(&members), gzip(&archive(&members))];
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         for number in 0..6 {
             let (world, bytes) = (&world, &bytes[number % 2]);
             scope.spawn(move || world.load_once(bytes).unwrap());

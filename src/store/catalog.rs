@@ -143,7 +143,14 @@ impl Store {
 
     /// Writes what other tools read of the catalog.
     pub(super) fn write_layout(&self, catalog: &Catalog) -> Result<()> {
-        self.write_json(&self.path("index.json"), &layout_index(catalog))
+        // images.json is the catalog; this is written anew with it, and by `image verify --repair`.
+        let place = self.path("index.json");
+        let bytes = serde_json::to_vec(&layout_index(catalog)).map_err(|source| StoreError::Damaged {
+            root: self.root.clone(),
+            path: place.clone(),
+            source,
+        })?;
+        self.write_unsynced(&place, &bytes)
     }
 }
 

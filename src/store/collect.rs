@@ -75,8 +75,12 @@ impl Store {
         let Some(_lock) = self.try_lock_content_exclusive()? else { return Ok(None) };
         let catalog = self.own_catalog()?;
         let mut live = Live::default();
+        let mut backed = HashSet::new();
         for (id, entry) in &catalog.images {
             live.add(id, &entry.layers);
+            if entry.original.is_some() {
+                backed.extend(entry.layers.iter().map(|layer| OsString::from(layer.hex())));
+            }
             live.blobs.insert(entry.manifest.hex().into());
             if let Some(original) = &entry.original {
                 live.blobs.insert(original.hex().into());
@@ -90,6 +94,12 @@ impl Store {
         for id in self.container_images()?.iter().filter(|id| !catalog.images.contains_key(*id)) {
             if let Some(layers) = self.layers_of_config(id)? {
                 live.add(id, &layers);
+            }
+        }
+        for layer in live.layers.difference(&backed) {
+            // From here on nothing but the layer itself has its bytes.
+            if let Some(layer) = layer.to_str().and_then(|hex| format!("sha256:{hex}").parse().ok()) {
+                self.settle(&layer)?;
             }
         }
         let mut collected = Collected::default();

@@ -4,13 +4,15 @@ use std::fs::{self, File};
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 
-use fuse_overlay::index::{self, IndexError, Merged, MergedIndex};
+use fuse_overlay::index::{self, Base, IndexError, Merged, MergedIndex};
 use fuse_overlay::pack::{self, LayerIndex, Limits};
 use sha2::{Digest as _, Sha256};
 
 use super::catalog::layout_manifest;
 use super::large_file::LargeFile;
-use super::staging::{Staged, create_file, sync_directory, write_synced};
+use super::seal::is_sealed;
+use super::settle::{self, Durable};
+use super::staging::{Staged, create_file, sync_directory};
 use super::{Result, Store, StoreError, read_limited};
 use crate::id::Digest;
 
@@ -131,6 +133,7 @@ impl Store {
     pub fn layer(&self, diff_id: &Digest) -> Result<Option<StoredLayer>> {
         let path = self.layer_tar(diff_id);
         match fs::metadata(&path) {
+            Ok(_) if !self.is_intact(diff_id)? => Ok(None),
             Ok(metadata) => {
                 let content_bytes = self.layer_index(diff_id)?.total_size();
                 Ok(Some(StoredLayer { tar_bytes: metadata.len(), content_bytes }))
@@ -144,10 +147,18 @@ impl Store {
     ///
     /// # Errors
     /// Files cannot be made.
-    pub fn new_layer(&self) -> Result<LayerWriter> {
+    pub fn new_layer(&self, durable: Durable) -> Result<LayerWriter> {
         let staged = self.stage_directory()?;
         let tar = create_file(&staged.path().join("layer.tar"))?;
-        Ok(LayerWriter { store: self.clone(), staged, tar: LargeFile::new(tar, 0) })
+        let durable = self.durable(durable);
+        let tar = match durable {
+            Durable::Now => LargeFile::new(tar, 0),
+            Durable::Later => {
+                settle::mark(staged.path())?;
+                LargeFile::cached(tar)
+            }
+        };
+        Ok(LayerWriter { store: self.clone(), staged, tar, durable })
     }
 
     /// The merged index of an image whose layers are stored; made where it is missing, of another
@@ -159,7 +170,7 @@ impl Store {
         let place = self.merged_path(layers);
         if let Ok(file) = File::open(&place) {
             match MergedIndex::open(&file) {
-                Ok(_) if self.is_sealed(&place, &file) => return Ok(place),
+                Ok(_) if is_sealed(&place, &file) => return Ok(place),
                 Ok(index) if index.verify().is_ok() => {
                     self.seal(&place, &file)?;
                     return Ok(place);
@@ -171,14 +182,44 @@ impl Store {
         if let Some(shared) = self.shared_merged(&place.file_name().unwrap_or_default().to_string_lossy()) {
             return Ok(shared);
         }
-        let merged = self.merge(layers)?;
+        self.put_merged(&place, &self.merge(layers)?)?;
+        Ok(place)
+    }
+
+    /// Puts a merged index in its place. One that a stop of the machine tears is made again.
+    fn put_merged(&self, place: &Path, merged: &Merged) -> Result<()> {
         let staged = self.stage();
         let mut file = create_file(staged.path())?;
-        merged.write_to(&mut file).map_err(StoreError::io("write", &place))?;
-        file.sync_all().map_err(StoreError::io("sync", &place))?;
-        staged.publish(&place)?;
-        self.seal(&place, &file)?;
-        Ok(place)
+        merged.write_to(&mut file).map_err(StoreError::io("write", place))?;
+        staged.publish_unsynced(place)?;
+        self.seal_for_this_boot(place, &file)
+    }
+
+    /// The tree of an image, to lay another layer over; `None` where its merged index is not there to
+    /// be read, or not what it was.
+    #[must_use]
+    pub fn base(&self, layers: &[Digest]) -> Option<Base> {
+        let own = self.merged_path(layers);
+        let place = if own.exists() { own } else { self.shared_merged(&own.file_name()?.to_string_lossy())? };
+        let file = File::open(&place).ok()?;
+        let index = MergedIndex::open(&file).ok()?;
+        if !is_sealed(&place, &file) && index.verify().is_err() {
+            return None;
+        }
+        Base::of(&index).ok()
+    }
+
+    /// Makes the merged index of a base and one more layer, whose index this is.
+    ///
+    /// # Errors
+    /// The layer does not fit on the base; files cannot be written.
+    pub fn lay_over(&self, base: Base, layers: &[Digest], index: &LayerIndex) -> Result<()> {
+        let place = self.merged_path(layers);
+        if place.exists() {
+            return Ok(());
+        }
+        let merged = base.lay(&[index]).map_err(|source| StoreError::Merge { source })?;
+        self.put_merged(&place, &merged)
     }
 
     fn merge(&self, layers: &[Digest]) -> Result<Merged> {
@@ -215,7 +256,7 @@ impl Store {
         let mut bytes = Vec::new();
         index.write_to(&mut bytes).map_err(StoreError::io("write", &place))?;
         if !self.is_shared(&place) {
-            self.write(&place, &bytes)?;
+            self.write_unsynced(&place, &bytes)?;
         }
         Ok(index)
     }
@@ -227,6 +268,7 @@ pub struct LayerWriter {
     store: Store,
     staged: Staged,
     tar: LargeFile,
+    durable: Durable,
 }
 
 impl LayerWriter {
@@ -239,8 +281,8 @@ impl LayerWriter {
         self.tar.write(chunk).map_err(StoreError::io("write", self.staged.path()))
     }
 
-    /// Makes the layer durable and visible as `diff_id`, which the caller has verified. Where
-    /// another process stored the same layer meanwhile, this one goes away.
+    /// Makes the layer durable, or leaves that for later, and visible as `diff_id`, which the caller
+    /// has verified. Where another process stored the same layer meanwhile, this one goes away.
     ///
     /// # Errors
     /// The disk is full or fails.
@@ -248,8 +290,11 @@ impl LayerWriter {
         let path = self.staged.path();
         let mut bytes = Vec::new();
         index.write_to(&mut bytes).map_err(StoreError::io("write", path))?;
-        write_synced(&path.join("index"), &bytes)?;
-        self.tar.sync().map_err(StoreError::io("sync", path))?;
+        // An index has a checksum: one that a stop of the machine tears is made again.
+        fs::write(path.join("index"), &bytes).map_err(StoreError::io("write", path))?;
+        if self.durable == Durable::Now {
+            self.tar.sync().map_err(StoreError::io("sync", path))?;
+        }
         sync_directory(path)?;
         let layer = StoredLayer { tar_bytes: self.tar.written(), content_bytes: index.total_size() };
         self.staged.publish(&self.store.own_layer_directory(diff_id))?;
@@ -331,7 +376,7 @@ pub(crate) mod tests {
     /// Stores a tar as a layer.
     pub(crate) fn store_layer(store: &Store, tar: &[u8]) -> Digest {
         let digest = Digest::from_bytes(&Sha256::digest(tar).into());
-        let mut writer = store.new_layer().unwrap();
+        let mut writer = store.new_layer(Durable::Now).unwrap();
         writer.write(tar).unwrap();
         let index = pack::index_tar(tar, &Limits::default()).unwrap();
         writer.finish(&digest, &index).unwrap();
@@ -401,6 +446,6 @@ pub(crate) mod tests {
         fs::remove_file(merged.with_extension("seal")).unwrap();
         store.merged_index(layers).unwrap();
         assert_eq!(inode(&merged), before);
-        assert!(store.is_sealed(&merged, &File::open(&merged).unwrap()));
+        assert!(is_sealed(&merged, &File::open(&merged).unwrap()));
     }
 }

@@ -41,6 +41,11 @@ impl LargeFile {
         Self { file, written, mode: WriteMode::Cached }
     }
 
+    /// A new file of which everything goes through the page cache: nobody waits for the disk.
+    pub(super) fn cached(file: File) -> Self {
+        Self { file, written: 0, mode: WriteMode::CachedToTheEnd }
+    }
+
     /// Appends. Chunks whose address and length are multiples of 4096 are written the fastest.
     pub(super) fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
         let aligned = chunk.as_ptr().align_offset(DIRECT_ALIGNMENT) == 0

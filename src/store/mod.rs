@@ -9,6 +9,7 @@
 //!   downloads/<hex>          blobs that have not come whole yet (see `downloads`)
 //!   layers/<hex>/layer.tar   a layer's uncompressed tar, named for its diff id
 //!               /index       where in it everything is (fuse_overlay::pack)
+//!               /unsettled   in which boot it was written without a sync (see `settle`)
 //!   merged/<hex>             the merged index of an image's layers, named for their chain id
 //!         /<hex>.seal        which file it was when its checksum was last verified
 //!   native/<hex>/tree/       some files of that image as plain files (see `native`)
@@ -33,7 +34,8 @@
 //! which `images --digests` shows.
 //!
 //! **Durability.** A file or directory is made in tmp/, synced, renamed into place, and its new
-//! parent synced; images.json, which makes an image visible, comes last. A kill at any moment
+//! parent synced; images.json, which makes an image visible, comes last. Only the tar of a layer whose
+//! compressed blob is kept is synced later (see `settle`). A kill at any moment
 //! leaves at most files in tmp/ and blobs or layers that nothing refers to: the next collection
 //! takes them away, and until then a repeated load finds the layers done.
 //!
@@ -65,9 +67,10 @@ mod large_file;
 pub mod local;
 mod lock;
 pub mod native;
-mod seal;
+pub mod seal;
 pub mod secrets;
 mod settings;
+pub mod settle;
 mod shared;
 mod staging;
 mod verify;
@@ -81,6 +84,7 @@ pub use downloads::{Blob, Download};
 pub(crate) use large_file::DIRECT_ALIGNMENT;
 pub use lock::{ContentLock, VolumesLock};
 pub use settings::Settings;
+pub use settle::Durable;
 pub use verify::{Checked, Depth, Mending, Part, Problem, Report};
 pub use volumes::{Volume, VolumeMeta};
 
@@ -173,6 +177,14 @@ pub enum StoreError {
         layer: Digest,
         /// What is wrong.
         source: fuse_overlay::pack::PackError,
+    },
+    /// A layer that was not on the disk when the machine stopped.
+    #[error(
+        "the layer {layer} was not on the disk yet when the machine stopped; running or pulling its image makes it again"
+    )]
+    Lost {
+        /// Its diff id.
+        layer: Digest,
     },
     /// Layers that do not fit together.
     #[error("cannot merge the layers of the image")]

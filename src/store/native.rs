@@ -1,7 +1,8 @@
 //! Native files: the hot and the large files of an image as plain files.
 //!
 //! ```text
-//! native/<hex>/tree/     some files of the image with that chain id, at their paths
+//! native/<hex>/tree/       some files of the image with that chain id, at their paths
+//!             /unsettled   in which boot they were written without a sync (see `settle`)
 //! ```
 //!
 //! A FUSE read costs a request and a copy of the data in each container's page cache. So what every
@@ -11,7 +12,8 @@
 //! what stat(2) shows ([`MergedIndex::native_candidates`]), so nothing of the tree needs xattrs, a
 //! range of ids or hard links to other places.
 //!
-//! The tree is a cache: made when an image arrives or first runs, complete or absent, never needed.
+//! The tree is a cache: made when an image first runs, complete or absent, never needed. So nobody
+//! waits for it to be on the disk: a machine that stopped makes it anew.
 //! It doubles the disk space of what is in it, which [`Budget`] bounds.
 
 use std::collections::HashSet;
@@ -23,6 +25,7 @@ use fuse_overlay::index::MergedIndex;
 use fuse_overlay::unpack::{self, Candidate, Owners, Select};
 use nix::sys::statvfs::statvfs;
 
+use super::settle::{self, Durable, Settling, settling};
 use super::staging::{make_directory, sync_directory};
 use super::{Result, Store, StoreError};
 use crate::id::Digest;
@@ -54,8 +57,10 @@ const FREE_DIVISOR: u64 = 8;
 #[must_use]
 pub fn tree_beside(merged_index: &Path) -> Option<PathBuf> {
     let store = merged_index.parent()?.parent()?;
-    let tree = store.join("native").join(merged_index.file_name()?).join(TREE);
-    tree.is_dir().then_some(tree)
+    let place = store.join("native").join(merged_index.file_name()?);
+    let tree = place.join(TREE);
+    let is_whole = tree.is_dir() && !matches!(settling(&place), Ok(Settling::Earlier) | Err(_));
+    is_whole.then_some(tree)
 }
 
 impl Store {
@@ -73,7 +78,14 @@ impl Store {
         let merged = self.merged_path(layers);
         let place = self.native_path(layers);
         if place.exists() {
-            return Ok(());
+            match settling(&place)? {
+                Settling::Settled | Settling::ThisBoot(false) => return Ok(()),
+                Settling::ThisBoot(true) => {
+                    sync_tree(&place)?;
+                    return settle::unmark(&place);
+                }
+                Settling::Earlier => self.remove_native(layers)?,
+            }
         }
         make_directory(&self.path("native"))?;
         let open = |path: &Path| File::open(path).map_err(StoreError::io("open", path));
@@ -84,17 +96,22 @@ impl Store {
         let candidates = index.native_candidates().map_err(failed)?;
         let wanted = choose(&candidates, &hot(&index, &tars), budget, self.free_bytes());
         let staged = self.stage_directory()?;
+        let durable = self.durable(Durable::Later);
+        if durable == Durable::Later {
+            settle::mark(staged.path())?;
+            sync_directory(staged.path())?;
+        }
         if !wanted.is_empty() {
             let tree = staged.path().join(TREE);
             make_directory(&tree)?;
             let target = open(&tree)?;
             unpack::unpack(&index, &tars, target.as_fd(), Select::Files(&wanted), Owners::Caller)
                 .map_err(failed)?;
-            // One call for many small files and directories.
-            nix::unistd::syncfs(&target).map_err(|errno| StoreError::io("sync", &tree)(errno.into()))?;
         }
-        sync_directory(staged.path())?;
-        staged.publish(&place).map(drop)
+        if durable == Durable::Now {
+            sync_tree(staged.path())?;
+        }
+        staged.publish_unsynced(&place).map(drop)
     }
 
     /// The first native file that is not what the layers have, if any; all of them are read.
@@ -138,6 +155,28 @@ impl Store {
     fn free_bytes(&self) -> u64 {
         statvfs(&self.root).map_or(0, |disk| disk.blocks_available() * disk.fragment_size())
     }
+}
+
+/// Waits until a directory and all below it is on the disk.
+fn sync_tree(directory: &Path) -> Result<()> {
+    for entry in fs::read_dir(directory).map_err(StoreError::io("read", directory))? {
+        let path = entry.map_err(StoreError::io("read", directory))?.path();
+        let metadata = fs::symlink_metadata(&path).map_err(StoreError::io("look at", &path))?;
+        if metadata.is_dir() {
+            sync_tree(&path)?;
+        } else if metadata.is_file() {
+            // A file may be closed to its owner, as the image has it.
+            match File::open(&path).and_then(|file| file.sync_all()) {
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                    let root = File::open(directory).map_err(StoreError::io("open", directory))?;
+                    nix::unistd::syncfs(&root)
+                        .map_err(|errno| StoreError::io("sync", &path)(errno.into()))?;
+                }
+                result => result.map_err(StoreError::io("sync", &path))?,
+            }
+        }
+    }
+    sync_directory(directory)
 }
 
 /// The hot files that qualify, then the large ones, largest first, as far as the budget goes.
@@ -208,6 +247,19 @@ mod tests {
         assert_eq!(store.verify_native(&layers).unwrap(), Some("/hello".into()));
         store.remove_native(&layers).unwrap();
         assert_eq!(tree_beside(&merged), None);
+        // Of another boot they are not used, and made anew.
+        store.make_native(&layers, Budget::default(), hot).unwrap();
+        let place = store.native_path(&layers);
+        fs::write(place.join("unsettled"), "another-boot\n").unwrap();
+        fs::write(place.join("tree/hello"), "").unwrap();
+        assert_eq!(tree_beside(&merged), None);
+        store.make_native(&layers, Budget::default(), hot).unwrap();
+        assert_eq!(fs::read(tree_beside(&merged).unwrap().join("hello")).unwrap(), b"world");
+        let mark = File::options().write(true).open(place.join("unsettled")).unwrap();
+        mark.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(3600)).unwrap();
+        store.make_native(&layers, Budget::default(), hot).unwrap();
+        assert!(!place.join("unsettled").exists());
+        store.remove_native(&layers).unwrap();
         // Nothing to take out: that too is done once.
         store.make_native(&layers, Budget::default(), |_, _| HashSet::new()).unwrap();
         assert!(store.native_path(&layers).exists());

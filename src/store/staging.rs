@@ -26,7 +26,16 @@ impl Staged {
 
     /// Renames to `place` and makes the new name durable. What is staged must be synced already.
     /// Gives `false` where `place` exists as a directory that is not empty: whoever was first wins.
-    pub(super) fn publish(mut self, place: &Path) -> Result<bool> {
+    pub(super) fn publish(self, place: &Path) -> Result<bool> {
+        let is_first = self.publish_unsynced(place)?;
+        if is_first && let Some(parent) = place.parent() {
+            sync_directory(parent)?;
+        }
+        Ok(is_first)
+    }
+
+    /// Renames to `place`, for what is found out to be missing or torn, and made again then.
+    pub(super) fn publish_unsynced(mut self, place: &Path) -> Result<bool> {
         if let Some(root) = self.path.parent().and_then(Path::parent) {
             super::shared::follow_root(root, &self.path, place);
         }
@@ -41,9 +50,6 @@ impl Staged {
                 return Ok(false);
             }
             Err(error) => return Err(StoreError::io("rename a finished file to", place)(error)),
-        }
-        if let Some(parent) = place.parent() {
-            sync_directory(parent)?;
         }
         Ok(true)
     }
@@ -75,6 +81,13 @@ impl Store {
             .create(staged.path())
             .map_err(StoreError::io("create", staged.path()))?;
         Ok(staged)
+    }
+
+    /// Replaces a file of the store that can be made again.
+    pub(super) fn write_unsynced(&self, place: &Path, bytes: &[u8]) -> Result<()> {
+        let staged = self.stage();
+        create_file(staged.path())?.write_all(bytes).map_err(StoreError::io("write", staged.path()))?;
+        staged.publish_unsynced(place).map(drop)
     }
 
     /// Replaces a file of the store, durably.

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use fuse_overlay::index::MergedIndex;
+use fuse_overlay::index::{IndexError, MergedIndex};
 use fuse_overlay::serve;
 use jiff::Timestamp;
 use nix::sched::CloneFlags;
@@ -33,6 +33,7 @@ use crate::sandbox::{Failure, Stage, Stdio};
 use crate::store::containers::{
     self, ContainerError, Containers, Lock, NetworkAddresses, NetworkState, Record, State,
 };
+use crate::store::{StoreError, seal, settle};
 use crate::sys;
 use crate::sys::process::Fork;
 
@@ -105,6 +106,9 @@ pub enum LaunchError {
     /// Records.
     #[error(transparent)]
     Container(#[from] ContainerError),
+    /// The image's layers.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// Everything else that the system may refuse.
     #[error("cannot {action}")]
     Io {
@@ -676,8 +680,16 @@ fn lower_of(
 ) -> Result<serve::Lower, LaunchError> {
     Ok(match root {
         RootSource::Packed { index, layers } => {
-            let merged = MergedIndex::open(&open_file(index)?)
-                .map_err(|error| LaunchError::Image { path: index.clone(), source: error.into() })?;
+            if let Some(layer) = settle::first_damaged(layers)? {
+                return Err(StoreError::Lost { layer }.into());
+            }
+            let unusable =
+                |error: IndexError| LaunchError::Image { path: index.clone(), source: error.into() };
+            let file = open_file(index)?;
+            let merged = MergedIndex::open(&file).map_err(unusable)?;
+            if !seal::is_sealed(index, &file) {
+                merged.verify().map_err(unusable)?;
+            }
             let layers = layers.iter().map(|path| open_file(path)).collect::<Result<_, _>>()?;
             serve::Lower::Packed { index: merged, layers }
         }

@@ -25,6 +25,13 @@ pub enum Fork {
     Child,
 }
 
+/// Lets the calling thread have less of a processor that others want, too (nice(2): on Linux a value
+/// of the thread). Not being allowed to changes nothing that matters.
+pub fn be_nice(increment: i32) {
+    // SAFETY: a call without pointers.
+    unsafe { libc::nice(increment) };
+}
+
 /// fork(2) that also yields a pidfd.
 ///
 /// # Errors

@@ -23,7 +23,7 @@ use super::{LayerEvent, Progress};
 use crate::id::Digest;
 use crate::image::ImageError;
 use crate::image::ingest::{self, Chunk, Expected, InputHash};
-use crate::store::{Blob, Download, Store, StoreError, StoredLayer};
+use crate::store::{Blob, Download, Durable, Store, StoreError, StoredLayer};
 
 /// One being filled, one being uncompressed, one on the way.
 const CHUNKS: usize = 3;
@@ -68,7 +68,7 @@ impl Fetch<'_> {
                         return Ok(stored);
                     }
                     self.progress.layer(&layer.digest, &LayerEvent::Resumed { bytes: layer.size });
-                    ingest::store_layer(self.store, Box::new(file), &layer.expected())?
+                    ingest::store_layer(self.store, Box::new(file), &layer.expected(), self.durable(layer))?
                 }
                 Blob::Incomplete(download) => match self.fetch(layer, download)? {
                     Some(stored) => stored,
@@ -104,8 +104,8 @@ impl Fetch<'_> {
                     .inspect_err(|_| line.fail())
             });
             let reader = Chunks { full, empty: empty_sender, chunk: None, at: 0 };
-            let packed =
-                ingest::pack(self.store, Box::new(reader), layer.digest.as_str(), InputHash::Elsewhere);
+            let (what, hash) = (layer.digest.as_str(), InputHash::Elsewhere);
+            let packed = ingest::pack(self.store, Box::new(reader), what, hash, self.durable(layer));
             (fetcher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), packed)
         });
         let found = match fetched {
@@ -133,12 +133,17 @@ impl Fetch<'_> {
                 return Err(error);
             }
         };
-        if layer.digest == layer.diff_id || !self.keep_compressed {
-            download.discard()?;
-        } else {
-            download.finish()?;
+        // A layer that is durable later rests on its blob.
+        match self.durable(layer) {
+            Durable::Now => download.discard()?,
+            Durable::Later => download.finish()?,
         }
         packed.publish(layer.digest.as_str()).map(Some)
+    }
+
+    /// Where the blob stays, it is what has to be on the disk: the layer can be made from it again.
+    fn durable(&self, layer: &Layer) -> Durable {
+        if layer.digest == layer.diff_id || !self.keep_compressed { Durable::Now } else { Durable::Later }
     }
 
     /// Throws away what an earlier pull left, so that all is fetched once more.

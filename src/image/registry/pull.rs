@@ -20,9 +20,13 @@ use crate::image::platform::Platform;
 use crate::image::policy::Policy;
 use crate::image::{self, Added, Choice, Entering, ImageError, Reference, ReferenceError, told};
 use crate::store::{Settings, Store, StoreError};
+use crate::sys;
 
 /// Bytes of one compressed layer; `ingest` has the limit for uncompressed ones.
 const MAX_BLOB_BYTES: u64 = 1 << 40;
+
+/// How much less of a processor layers get that come beside the largest: a third of its share.
+const BESIDE_NICE: i32 = 5;
 
 /// What of an image to pull, and how.
 #[derive(Clone, Debug)]
@@ -315,6 +319,9 @@ impl One<'_> {
                 }
             }
         }
+        // The largest layer takes the longest, as one stream is uncompressed by one thread: it is begun
+        // first, and the others run beside it (sched(7): nice values are per thread).
+        missing.sort_by_key(|layer| std::cmp::Reverse(layer.size));
         let fetch = Fetch {
             store: self.store,
             sources: clients,
@@ -324,8 +331,12 @@ impl One<'_> {
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
         let results = Mutex::new(Vec::new());
         thread::scope(|scope| {
-            for _ in 0..self.options.parallel_layers.clamp(1, missing.len().max(1)) {
-                scope.spawn(|| {
+            for number in 0..self.options.parallel_layers.clamp(1, missing.len().max(1)) {
+                let (fetch, missing, next, failed, results) = (&fetch, &missing, &next, &failed, &results);
+                scope.spawn(move || {
+                    if number > 0 {
+                        sys::process::be_nice(BESIDE_NICE);
+                    }
                     while !failed.load(Ordering::Relaxed) {
                         let Some(layer) = missing.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
                         let result = fetch.layer(layer).map(|stored| stored.content_bytes);

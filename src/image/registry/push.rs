@@ -20,7 +20,7 @@ use super::error::RegistryError;
 use super::upload::Upload;
 use super::{LayerEvent, PARALLEL_LAYERS, Progress, Session};
 use crate::id::Digest;
-use crate::image::{ImageError, Reference, find::by_name, told};
+use crate::image::{ImageError, Reference, find::by_name, intact, told};
 use crate::store::{Catalog, ImageEntry, Settings, Store, StoreError};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -187,6 +187,7 @@ impl Push<'_> {
 
     /// Compresses the layers and makes a manifest of them.
     fn compress(&self, id: &Digest, entry: &ImageEntry, format: Format) -> Result<Outgoing, ImageError> {
+        intact::ensure(self.store, entry)?;
         let compressed = in_parallel(&entry.layers, |layer| self.compress_layer(layer, format))?;
         let config = self.store.blob(id)?.ok_or_else(|| ImageError::NotFound(id.to_string()))?;
         let descriptors: Vec<_> = compressed

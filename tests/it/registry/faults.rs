@@ -98,6 +98,32 @@ fn a_killed_pull_leaves_nothing_to_see_and_the_next_goes_on() {
 }
 
 #[test]
+fn a_layer_torn_by_a_stop_of_the_machine_is_made_again_from_its_blob() {
+    let image = one_layer();
+    let server = faulty(&image, |_, right, _| right);
+    let h = Hostel::empty();
+    let name = format!("{}/x", server.host());
+    h.run(&format!("pull {name}")).ok();
+    let layer = fs::read_dir(h.root().join("layers")).unwrap().next().unwrap().unwrap().path();
+    let (tar, mark) = (layer.join("layer.tar"), layer.join("unsettled"));
+    let whole = fs::read(&tar).unwrap();
+    assert_eq!(fs::read(&mark).unwrap(), fs::read("/proc/sys/kernel/random/boot_id").unwrap());
+    let tear = || {
+        fs::write(&tar, &whole[..whole.len() / 2]).unwrap();
+        fs::write(&mark, "another-boot\n").unwrap();
+    };
+    tear();
+    h.run(&format!("save {name}")).ok();
+    assert_eq!(fs::read(&tar).unwrap(), whole);
+    assert!(!mark.exists());
+    h.run("image verify").ok();
+    // Without the blob it cannot be.
+    tear();
+    fs::remove_file(h.root().join("blobs/sha256").join(&image.layers[0]["sha256:".len()..])).unwrap();
+    h.run(&format!("save {name}")).code(1).stderr_has("was not on the disk yet when the machine stopped");
+}
+
+#[test]
 fn what_an_earlier_pull_left_is_not_trusted() {
     let image = one_layer();
     let server = faulty(&image, |_, right, _| right);
