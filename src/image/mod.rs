@@ -17,12 +17,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use fuse_overlay::index::MergedIndex;
 use oci_spec::image::{Config, ConfigBuilder, ImageConfiguration, Os};
 use serde::{Deserialize, Serialize};
 
 use crate::id::Digest;
 use crate::store::native::Budget;
-use crate::store::{Catalog, ImageEntry, NameEntry, Store, StoreError, StoredLayer};
+use crate::store::{Catalog, Durable, ImageEntry, NameEntry, Store, StoreError, StoredLayer};
 
 mod archive;
 mod commit;
@@ -223,7 +224,7 @@ fn stored(store: &Store, catalog: &Catalog, reference: &str, id: Digest) -> Resu
     let config = config(store, &id)?;
     intact::ensure(store, entry)?;
     let index = store.merged_index(&entry.layers)?;
-    make_native(store, &entry.layers, &config);
+    make_native(store, &entry.layers, &config, Durable::Later);
     let root = RootSource::Packed {
         index,
         layers: entry.layers.iter().map(|layer| store.layer_tar(layer)).collect(),
@@ -233,8 +234,9 @@ fn stored(store: &Store, catalog: &Catalog, reference: &str, id: Digest) -> Resu
 
 /// Takes out of an image's layers what is better read as plain files. The image works without:
 /// what fails here (a full disk, mostly) fails again, and is told, where it matters.
-fn make_native(store: &Store, layers: &[Digest], config: &ImageConfiguration) {
-    let _ = store.make_native(layers, Budget::default(), |index, tars| hot::find(index, tars, config));
+fn make_native(store: &Store, layers: &[Digest], config: &ImageConfiguration, durable: Durable) {
+    let hot = |index: &MergedIndex, tars: &[File]| hot::find(index, tars, config);
+    let _ = store.make_native(layers, Budget::default(), durable, hot);
 }
 
 /// The config of a stored image.
@@ -413,6 +415,8 @@ fn add(store: &Store, files: &Files, candidate: Candidate) -> Result<Added> {
         None => store_image(store, files, &candidate)?,
     };
     store.merged_index(&entry.layers)?;
+    // Waited for: the end of a container syncs its whole filesystem, and would wait instead.
+    make_native(store, &entry.layers, &candidate.configuration, Durable::Now);
     let digest = match &candidate.manifest {
         Some((digest, bytes)) => {
             store.put_blob(bytes)?;

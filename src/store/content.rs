@@ -288,10 +288,9 @@ impl LayerWriter {
     /// The disk is full or fails.
     pub fn finish(self, diff_id: &Digest, index: &LayerIndex) -> Result<StoredLayer> {
         let path = self.staged.path();
-        let mut bytes = Vec::new();
-        index.write_to(&mut bytes).map_err(StoreError::io("write", path))?;
         // An index has a checksum: one that a stop of the machine tears is made again.
-        fs::write(path.join("index"), &bytes).map_err(StoreError::io("write", path))?;
+        let mut file = create_file(&path.join("index"))?;
+        index.write_to(&mut file).map_err(StoreError::io("write", path))?;
         if self.durable == Durable::Now {
             self.tar.sync().map_err(StoreError::io("sync", path))?;
         }

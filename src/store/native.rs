@@ -12,8 +12,8 @@
 //! what stat(2) shows ([`MergedIndex::native_candidates`]), so nothing of the tree needs xattrs, a
 //! range of ids or hard links to other places.
 //!
-//! The tree is a cache: made when an image first runs, complete or absent, never needed. So nobody
-//! waits for it to be on the disk: a machine that stopped makes it anew.
+//! The tree is a cache: made when an image is loaded or first runs, complete or absent, never needed.
+//! So a start does not wait for it to be on the disk: a machine that stopped makes it anew.
 //! It doubles the disk space of what is in it, which [`Budget`] bounds.
 
 use std::collections::HashSet;
@@ -73,6 +73,7 @@ impl Store {
         &self,
         layers: &[Digest],
         budget: Budget,
+        durable: Durable,
         hot: impl FnOnce(&MergedIndex, &[File]) -> HashSet<u64>,
     ) -> Result<()> {
         let merged = self.merged_path(layers);
@@ -96,7 +97,7 @@ impl Store {
         let candidates = index.native_candidates().map_err(failed)?;
         let wanted = choose(&candidates, &hot(&index, &tars), budget, self.free_bytes());
         let staged = self.stage_directory()?;
-        let durable = self.durable(Durable::Later);
+        let durable = self.durable(durable);
         if durable == Durable::Later {
             settle::mark(staged.path())?;
             sync_directory(staged.path())?;
@@ -111,7 +112,10 @@ impl Store {
         if durable == Durable::Now {
             sync_tree(staged.path())?;
         }
-        staged.publish_unsynced(&place).map(drop)
+        match durable {
+            Durable::Now => staged.publish(&place).map(drop),
+            Durable::Later => staged.publish_unsynced(&place).map(drop),
+        }
     }
 
     /// The first native file that is not what the layers have, if any; all of them are read.
@@ -234,12 +238,12 @@ mod tests {
         let hot = |index: &MergedIndex, _: &[File]| {
             HashSet::from([index.lookup(Path::new("/hello")).unwrap().inode])
         };
-        store.make_native(&layers, Budget::default(), hot).unwrap();
+        store.make_native(&layers, Budget::default(), Durable::Later, hot).unwrap();
         let tree = tree_beside(&merged).unwrap();
         let file = tree.join("hello");
         assert_eq!(fs::read(&file).unwrap(), b"world");
         let inode = fs::metadata(&file).unwrap().ino();
-        store.make_native(&layers, Budget::default(), |_, _| HashSet::new()).unwrap();
+        store.make_native(&layers, Budget::default(), Durable::Now, |_, _| HashSet::new()).unwrap();
         assert_eq!(fs::metadata(&file).unwrap().ino(), inode);
 
         assert_eq!(store.verify_native(&layers).unwrap(), None);
@@ -248,20 +252,20 @@ mod tests {
         store.remove_native(&layers).unwrap();
         assert_eq!(tree_beside(&merged), None);
         // Of another boot they are not used, and made anew.
-        store.make_native(&layers, Budget::default(), hot).unwrap();
+        store.make_native(&layers, Budget::default(), Durable::Later, hot).unwrap();
         let place = store.native_path(&layers);
         fs::write(place.join("unsettled"), "another-boot\n").unwrap();
         fs::write(place.join("tree/hello"), "").unwrap();
         assert_eq!(tree_beside(&merged), None);
-        store.make_native(&layers, Budget::default(), hot).unwrap();
+        store.make_native(&layers, Budget::default(), Durable::Later, hot).unwrap();
         assert_eq!(fs::read(tree_beside(&merged).unwrap().join("hello")).unwrap(), b"world");
         let mark = File::options().write(true).open(place.join("unsettled")).unwrap();
         mark.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(3600)).unwrap();
-        store.make_native(&layers, Budget::default(), hot).unwrap();
+        store.make_native(&layers, Budget::default(), Durable::Later, hot).unwrap();
         assert!(!place.join("unsettled").exists());
         store.remove_native(&layers).unwrap();
         // Nothing to take out: that too is done once.
-        store.make_native(&layers, Budget::default(), |_, _| HashSet::new()).unwrap();
+        store.make_native(&layers, Budget::default(), Durable::Now, |_, _| HashSet::new()).unwrap();
         assert!(store.native_path(&layers).exists());
         assert_eq!(tree_beside(&merged), None);
         assert_eq!(store.verify_native(&layers).unwrap(), None);

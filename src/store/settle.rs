@@ -69,15 +69,17 @@ impl Store {
     }
 
     /// Whether a layer that is in its place may be used. One that the machine's stop damaged is taken
-    /// away. The caller holds the content lock.
+    /// away.
     ///
     /// # Errors
     /// The layer cannot be read, synced or taken away.
     pub(super) fn is_intact(&self, diff_id: &Digest) -> Result<bool> {
         let tar = self.layer_tar(diff_id);
         let is_intact = settle_if_due(&tar, diff_id)?;
-        if !is_intact && !self.is_shared(&tar) {
-            let (directory, staged) = (tar.with_file_name(""), self.stage());
+        let (directory, staged) = (tar.with_file_name(""), self.stage());
+        // Meanwhile another process may have made it again.
+        let is_damaged = !is_intact && matches!(settling(&directory)?, Settling::Earlier);
+        if is_damaged && !self.is_shared(&tar) {
             fs::rename(&directory, staged.path()).map_err(StoreError::io("remove", &directory))?;
         }
         Ok(is_intact)
