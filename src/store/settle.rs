@@ -9,7 +9,7 @@
 //!
 //! which is on the disk before the layer has its name. Within that boot the kernel has the bytes,
 //! whatever happens to processes. The mark goes when the tar has been synced: at the first start
-//! after the kernel will have written it by itself ([`WRITTEN_AFTER`]), or before a collection could
+//! after the kernel will have written it by itself (`WRITTEN_AFTER`), or before a collection could
 //! take the blob. A mark of another boot means that the machine may have stopped in between: then the
 //! tar is hashed before it is used, once, and a layer that is not what its name says is none. The
 //! image module makes it again from the blob.
