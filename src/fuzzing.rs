@@ -9,6 +9,7 @@ use std::path::Path;
 use crate::cli::format::Template;
 use crate::image::policy::Policy;
 use crate::image::{Reference, Source};
+use crate::plan::dockerfile::{self, Kind, check, expand, ignore};
 
 pub use crate::cli::run_args::fuzzing::flags;
 pub use crate::image::fuzzing::{archive, archive_json, layout_json};
@@ -67,6 +68,52 @@ pub fn template(bytes: &[u8]) {
     let _ = template.render(&data);
 }
 
+/// A Dockerfile: what is read has its lines, and can be checked and shown.
+pub fn dockerfile(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let file = match dockerfile::parse(text) {
+        Ok(file) => file,
+        Err(error) => {
+            let _ = dockerfile::picture("Dockerfile", text, error.place);
+            return;
+        }
+    };
+    let lines = text.split('\n').count();
+    for warning in check::warnings(&file) {
+        assert!(warning.place.first <= warning.place.last && warning.place.last <= lines);
+    }
+    let variable = |name: &str| (name.len() > 1).then(|| name.repeat(2));
+    let scope = expand::Scope { variable: &variable, escape: file.directives.escape };
+    for instruction in file.stages.iter().flat_map(|stage| &stage.instructions) {
+        let place = instruction.place;
+        assert!(place.first >= 1 && place.first <= place.last && place.last <= lines, "{place:?}");
+        let _ = dockerfile::picture("Dockerfile", text, place);
+        let _ = expand::word(&instruction.text, scope);
+        let _ = expand::words(&instruction.text, scope);
+        if let Kind::Run(run) = &instruction.kind {
+            for document in &run.documents {
+                let _ = expand::document(&document.content, scope);
+            }
+        }
+    }
+}
+
+/// An ignore file and a path, parted by a NUL: what is left out is so whichever way it is asked.
+pub fn dockerignore(bytes: &[u8]) {
+    let mut parts = bytes.splitn(2, |byte| *byte == 0);
+    let (Some(text), path) = (parts.next(), parts.next().unwrap_or(b"a/b")) else { return };
+    let Ok(text) = std::str::from_utf8(text) else { return };
+    let Ok(ignore) = ignore::Ignore::parse(text) else { return };
+    let path = &path[..path.len().min(256)];
+    let whole = ignore.matches(path, None);
+    if ignore.is_empty() {
+        assert!(!whole.excluded());
+    }
+    let below = [path, b"/x"].concat();
+    let _ = ignore.matches(&below, Some(&whole)).excluded();
+    let _ = ignore.may_keep_below(path);
+}
+
 #[cfg(test)]
 #[path = "../tests/fuzz/replay.rs"]
 mod replay;
@@ -82,6 +129,8 @@ mod tests {
                 ("archive", super::archive),
                 ("archive_json", super::archive_json),
                 ("config", super::config),
+                ("dockerfile", super::dockerfile),
+                ("dockerignore", super::dockerignore),
                 ("flags", super::flags),
                 ("layout_json", super::layout_json),
                 ("policy", super::policy),

@@ -22,8 +22,8 @@ use crate::sandbox::idmap::{Facts, Wanted, choose, login_name};
 use crate::store::containers::{self, Containers, RECORD_VERSION, Record};
 use crate::store::secrets::Secrets;
 use crate::store::{Store, VolumeMeta};
-use crate::supervisor::Saved;
 use crate::supervisor::cgroup::Delegation;
+use crate::supervisor::{self, Saved};
 use crate::sys;
 
 /// Create a new container
@@ -92,7 +92,7 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
         },
         image_healthcheck: image::healthcheck(&store, resolved.id.as_ref())
             .and_then(|check| serde_json::from_value(check).ok()),
-        extra_masked_paths: thermal_throttle_paths(),
+        extra_masked_paths: supervisor::thermal_throttle_paths(),
     };
     let mut plan = plan::build(request, &resolved.config, &facts).map_err(engine_error)?;
     for warning in &plan.warnings {
@@ -129,6 +129,7 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
         image_config: resolved.config,
         root: resolved.root,
         working_directory,
+        of_build: false,
     };
     if let Some(path) = &request.cidfile {
         reserve_cidfile(path)?;
@@ -360,15 +361,6 @@ fn proxy_settings() -> Vec<EnvSetting> {
     settings
 }
 
-/// Counters of each CPU that tell what others on the machine do (moby masks them too).
-fn thermal_throttle_paths() -> Vec<String> {
-    let cpus = fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();
-    cpus.map(|cpu| cpu.path().join("thermal_throttle"))
-        .filter(|path| path.is_dir())
-        .map(|path| path.to_string_lossy().into_owned())
-        .collect()
-}
-
 /// An error that Docker's `run` ends with 125 for.
 fn engine_error(error: impl std::error::Error + 'static) -> CliError {
     CliError::from(error).with_exit(Exit::Engine)
@@ -382,7 +374,7 @@ pub(super) fn sweep(containers: &Containers) {
     }
     let maps = choose(&Facts::gather(), Wanted::Usual);
     for path in leftovers {
-        let _ = crate::supervisor::remove::tree(&path, &maps);
+        let _ = supervisor::remove::tree(&path, &maps);
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::builder::Cache;
 use super::format::{Table, Template, ago, human_size, human_size_exact};
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::Digest;
@@ -59,6 +60,16 @@ const CONTAINERS: Table<'static> = Table {
     ],
     default: "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.LocalVolumes}}\t{{.Size}}\t{{.RunningFor}}\t{{.Status}}\t{{.Names}}",
 };
+const BUILD_CACHE: Table<'static> = Table {
+    headings: &[
+        ("ID", "CACHE ID"),
+        ("CacheType", "CACHE TYPE"),
+        ("Size", "SIZE"),
+        ("LastAccessed", "LAST USED"),
+        ("Shared", "SHARED"),
+    ],
+    default: "{{.ID}}\t{{.CacheType}}\t{{.Size}}\t{{.LastAccessed}}\t{{.Shared}}",
+};
 const VOLUMES: Table<'static> = Table {
     headings: &[("Name", "VOLUME NAME"), ("Links", "LINKS"), ("Size", "SIZE")],
     default: "{{.Name}}\t{{.Links}}\t{{.Size}}",
@@ -96,6 +107,7 @@ struct Usage {
     catalog: Catalog,
     containers: Vec<ContainerUsage>,
     volumes: Vec<VolumeUsage>,
+    cache: Cache,
 }
 
 impl Usage {
@@ -128,7 +140,8 @@ impl Usage {
                 name: volume.name.to_string(),
             })
             .collect();
-        Ok(Self { store, catalog, containers, volumes })
+        let cache = Cache::gather(&store)?;
+        Ok(Self { store, catalog, containers, volumes, cache })
     }
 
     /// Images of containers.
@@ -168,7 +181,13 @@ impl Usage {
                 self.volumes.iter().map(|volume| volume.bytes).sum(),
                 idle,
             ),
-            row("Build Cache", 0, 0, 0, 0),
+            row(
+                "Build Cache",
+                self.cache.count(),
+                self.cache.active(),
+                self.cache.bytes(),
+                self.cache.bytes(),
+            ),
         ])
     }
 
@@ -176,7 +195,7 @@ impl Usage {
         let (images, containers, volumes) = (self.image_rows(), self.container_rows(), self.volume_rows());
         if !format.is_empty() && format != "table" {
             let all = json!({
-                "Images": images, "Containers": containers, "Volumes": volumes, "BuildCache": [],
+                "Images": images, "Containers": containers, "Volumes": volumes, "BuildCache": self.cache.rows(),
             });
             return Ok(match format {
                 "json" => format!("{}\n", super::format::json_compact(&all)),
@@ -184,10 +203,16 @@ impl Usage {
             });
         }
         Ok(format!(
-            "Images space usage:\n\n{}\nContainers space usage:\n\n{}\nLocal Volumes space usage:\n\n{}\nBuild cache usage: 0B\n\n",
+            "Images space usage:\n\n{}\nContainers space usage:\n\n{}\nLocal Volumes space usage:\n\n{}\nBuild cache usage: {}\n\n{}",
             IMAGES.render("", &images)?,
             CONTAINERS.render("", &containers)?,
-            VOLUMES.render("", &volumes)?
+            VOLUMES.render("", &volumes)?,
+            human_size_exact(self.cache.bytes()),
+            if self.cache.count() == 0 {
+                String::new()
+            } else {
+                BUILD_CACHE.render("", &self.cache.rows())? + "\n"
+            }
         ))
     }
 

@@ -16,6 +16,8 @@ use crate::store::containers::{Containers, Record, State, Status};
 use crate::sys;
 
 pub mod attach;
+pub mod build;
+pub mod builder;
 pub mod commit;
 pub mod complete;
 pub(crate) mod config;
@@ -117,6 +119,7 @@ enum Verb {
     Ps(ps::Args),
     Exec(exec::Args),
     Attach(attach::Args),
+    Build(Box<build::Args>),
     Logs(logs::Args),
     Wait(wait::Args),
     Port(port::Args),
@@ -145,6 +148,12 @@ enum Verb {
     Rmi(rmi::Args),
     Tag(tag::Args),
     History(images::HistoryArgs),
+    /// Build images
+    #[command(subcommand)]
+    Buildx(BuildxVerb),
+    /// Manage builds
+    #[command(subcommand)]
+    Builder(BuildxVerb),
     /// Manage containers
     #[command(subcommand)]
     Container(ContainerVerb),
@@ -181,6 +190,14 @@ enum Verb {
     Man(help::ManArgs),
     #[command(name = "__complete", hide = true)]
     Query(complete::QueryArgs),
+}
+
+#[derive(Subcommand, Debug)]
+#[command(defer = true)]
+enum BuildxVerb {
+    Build(Box<build::Args>),
+    Prune(builder::PruneArgs),
+    Du(builder::UsageArgs),
 }
 
 #[derive(Subcommand, Debug)]
@@ -227,6 +244,7 @@ enum ContainerVerb {
 #[derive(Subcommand, Debug)]
 #[command(defer = true)]
 enum ImageVerb {
+    Build(Box<build::Args>),
     #[command(visible_alias = "list")]
     Ls(images::Args),
     Load(load::Args),
@@ -361,6 +379,16 @@ fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
         Verb::Ps(args) => ps::run(ctx, &args),
         Verb::Exec(args) => exec::run(ctx, &args),
         Verb::Attach(args) => attach::run(ctx, &args),
+        Verb::Build(args)
+        | Verb::Image(ImageVerb::Build(args))
+        | Verb::Buildx(BuildxVerb::Build(args))
+        | Verb::Builder(BuildxVerb::Build(args)) => build::run(ctx, &args),
+        Verb::Buildx(BuildxVerb::Prune(args)) | Verb::Builder(BuildxVerb::Prune(args)) => {
+            builder::prune(ctx, &args)
+        }
+        Verb::Buildx(BuildxVerb::Du(args)) | Verb::Builder(BuildxVerb::Du(args)) => {
+            builder::usage(ctx, &args)
+        }
         Verb::Logs(args) => logs::run(ctx, &args),
         Verb::Wait(args) => wait::run(ctx, &args),
         Verb::Port(args) => port::run(ctx, &args),

@@ -109,6 +109,25 @@ fn pulled_name(added: &Added, reference: &Reference, choice: Choice) -> String {
     }
 }
 
+/// Brings the image that a build starts from.
+///
+/// # Errors
+/// As [`registry::pull`].
+pub fn for_build(
+    store: &Store,
+    name: &str,
+    _reason: Reason,
+    platform: Option<&str>,
+    quiet: bool,
+) -> Result<Vec<Added>, ImageError> {
+    let platform = platform.and_then(|text| text.parse::<Platform>().ok());
+    let show = Show::new(Output::Stderr, quiet);
+    let options = PullOptions { platform, ..PullOptions::default() };
+    let pulled = registry::pull(store, name, Choice::One, &options, &show);
+    show.finish();
+    pulled
+}
+
 /// Brings the image of a `run` or `create`; progress goes to standard error, as Docker's does.
 ///
 /// # Errors

@@ -81,6 +81,10 @@ fn prune(ctx: &Context, args: &PruneArgs) -> Outcome {
         freed += volume::remove_anonymous(ctx, &args.filter)?;
     }
     freed += images::prune_all(ctx, &args.filter, args.all)?;
+    // Labels are of images and containers; of the cache all goes, or nothing.
+    if args.filter.is_empty() {
+        freed += super::builder::remove_unused(ctx, args.all, None, 0)?;
+    }
     println!("Total reclaimed space: {}", human_size_exact(freed));
     Ok(Exit::Success)
 }
@@ -95,6 +99,7 @@ fn warning(args: &PruneArgs) -> String {
     } else {
         "  - all dangling images"
     });
+    lines.push(if args.all { "  - all build cache" } else { "  - unused build cache" });
     let mut text = lines.join("\n") + "\n";
     if !args.filter.is_empty() {
         text += "\n  Items to be pruned will be filtered with:\n";

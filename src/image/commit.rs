@@ -110,13 +110,7 @@ pub fn commit(store: &Store, draft: Draft, layer: Box<dyn Read + '_>, what: &str
 
 fn make(store: &Store, draft: Draft, layer: Box<dyn Read + '_>, what: &str) -> Result<Added> {
     let Draft { mut base, config, author, comment, created_by, created, name } = draft;
-    let mut layers: Vec<Digest> = Vec::new();
-    for layer in base["rootfs"]["diff_ids"].as_array().into_iter().flatten() {
-        let text = layer.as_str().unwrap_or_default();
-        layers.push(
-            text.parse().map_err(|_| ImageError::Algorithm { path: what.into(), digest: text.to_owned() })?,
-        );
-    }
+    let mut layers = diff_ids(&base, what)?;
     // The base's tree is read while the layer comes.
     let (packed, tree) = thread::scope(|scope| {
         let tree = scope.spawn(|| store.base(&layers));
@@ -164,36 +158,100 @@ fn make(store: &Store, draft: Draft, layer: Box<dyn Read + '_>, what: &str) -> R
     remove(&mut base, "container");
     remove(&mut base, "container_config");
     base["config"] = Value::Object(config);
-    base["rootfs"] = json!({ "type": "layers", "diff_ids": layers });
+    make_image(store, base, layers, name.into_iter().collect(), what)
+}
 
+/// The layers of a configuration, lowest first. `what` is what messages call the image.
+///
+/// # Errors
+/// One is named by something else than a SHA-256 digest.
+pub fn diff_ids(base: &Value, what: &str) -> Result<Vec<Digest>> {
+    let listed = base["rootfs"]["diff_ids"].as_array().into_iter().flatten();
+    listed
+        .map(|layer| {
+            let text = layer.as_str().unwrap_or_default();
+            text.parse().map_err(|_| ImageError::Algorithm { path: what.into(), digest: text.to_owned() })
+        })
+        .collect()
+}
+
+/// A layer that has come into the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewLayer {
+    /// Its diff id.
+    pub diff_id: Digest,
+    /// Bytes of its tar.
+    pub tar_bytes: u64,
+}
+
+/// Stores a layer, whose stream may be compressed; none where it has no entries. The caller holds the
+/// content lock.
+///
+/// # Errors
+/// The stream fails or is no layer; the store fails. Nothing is visible then.
+pub fn add_layer(store: &Store, layer: Box<dyn Read + '_>, what: &str) -> Result<Option<NewLayer>> {
+    let packed = pack(store, layer, what, InputHash::Here, Durable::Now)?;
+    let diff_id = packed.found.diff_id().clone();
+    if diff_id.to_string() == EMPTY_LAYER {
+        packed.check(what)?;
+        return Ok(None);
+    }
+    let stored = packed.publish(what)?;
+    Ok(Some(NewLayer { diff_id, tar_bytes: stored.tar_bytes }))
+}
+
+/// Makes an image of a whole configuration, whose `rootfs` is set here, and of layers that are stored.
+/// The caller holds the content lock.
+///
+/// # Errors
+/// Too many layers; the store fails.
+pub fn make_image(
+    store: &Store,
+    mut base: Value,
+    layers: Vec<Digest>,
+    names: Vec<Reference>,
+    what: &str,
+) -> Result<Added> {
+    if layers.len() > MAX_LAYERS {
+        return Err(ImageError::TooManyLayers { path: what.into(), layers: layers.len(), limit: MAX_LAYERS });
+    }
+    base["rootfs"] = json!({ "type": "layers", "diff_ids": layers });
     let bytes = base.to_string().into_bytes();
     let id = store.put_blob(&bytes)?;
-    let (manifest, manifest_bytes) = store.put_layout_manifest((&id, bytes.len() as u64), &layers)?;
-    store.merged_index(&layers)?;
-    let mut size_bytes = 0;
-    for layer in &layers {
-        size_bytes += store.layer(layer)?.map_or(0, |layer| layer.content_bytes);
-    }
-    let text = |key: &str| base[key].as_str().unwrap_or_default().to_owned();
-    let entry = ImageEntry {
-        manifest,
-        manifest_bytes,
-        original: None,
-        layers,
-        size_bytes,
-        created: Some(created),
-        architecture: text("architecture"),
-        os: text("os"),
+    let known = store.own_catalog()?.images.get(&id).cloned();
+    let entry = match known {
+        Some(entry) => entry,
+        None => {
+            let (manifest, manifest_bytes) = store.put_layout_manifest((&id, bytes.len() as u64), &layers)?;
+            let mut size_bytes = 0;
+            for layer in &layers {
+                size_bytes += store.layer(layer)?.map_or(0, |layer| layer.content_bytes);
+            }
+            let text = |key: &str| base[key].as_str().unwrap_or_default().to_owned();
+            ImageEntry {
+                manifest,
+                manifest_bytes,
+                original: None,
+                size_bytes,
+                created: base["created"].as_str().map(str::to_owned),
+                architecture: text("architecture"),
+                os: text("os"),
+                layers,
+            }
+        }
     };
+    store.merged_index(&entry.layers)?;
     store
         .update_catalog(|catalog| {
-            let is_new = catalog.images.insert(id.clone(), entry).is_none();
-            let named = name.map(|name| {
+            let is_new = !catalog.images.contains_key(&id);
+            catalog.images.entry(id.clone()).or_insert(entry);
+            let named = names.into_iter().map(|name| {
                 let new = NameEntry { image: id.clone(), digest: None };
                 let old = catalog.names.insert(name.to_string(), new);
                 (name, old.map(|old| old.image).filter(|old| *old != id))
             });
-            Ok::<_, StoreError>(Added { id, digest: None, names: named.into_iter().collect(), is_new })
+            let names = named.collect();
+            Ok::<_, StoreError>(Added { id, digest: None, names, is_new })
         })
         .map_err(ImageError::from)
 }

@@ -47,7 +47,7 @@ mod streamed;
 mod told;
 mod transport;
 
-pub use commit::{Draft, base_config, commit, scratch};
+pub use commit::{Draft, NewLayer, add_layer, base_config, commit, diff_ids, make_image, scratch};
 pub use error::ImageError;
 pub use find::find;
 pub use platform::Platform;
@@ -155,6 +155,60 @@ pub fn resolve(
     platform: Option<&Platform>,
     fetch: &dyn Fn(&str, Reason) -> Result<Vec<Added>>,
 ) -> Result<ResolvedImage> {
+    match locate(store, reference, pull, platform, fetch)? {
+        Located::Rootfs(directory) => rootfs(reference, &directory),
+        Located::Host => Ok(unpacked(reference, RootSource::Host)),
+        Located::Stored(id, catalog) => stored(store, &catalog, reference, id),
+    }
+}
+
+/// What a build starts from: a stored image, for whatever platform.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// Its id.
+    pub id: Digest,
+    /// Its configuration, whole.
+    pub config: serde_json::Value,
+    /// Its layers, lowest first.
+    pub layers: Vec<Digest>,
+}
+
+/// Finds the image that a build starts from, as [`resolve`] does, but not for running it.
+///
+/// # Errors
+/// As [`resolve`]; it is a directory, which has no layers.
+pub fn base(
+    store: &Store,
+    reference: &str,
+    pull: PullPolicy,
+    platform: Option<&Platform>,
+    fetch: &dyn Fn(&str, Reason) -> Result<Vec<Added>>,
+) -> Result<Base> {
+    match locate(store, reference, pull, platform, fetch)? {
+        Located::Rootfs(directory) => Err(ImageError::NotStorable(format!("rootfs:{}", directory.display()))),
+        Located::Host => Err(ImageError::NotStorable("host:/".to_owned())),
+        Located::Stored(id, catalog) => {
+            let entry = catalog.images.get(&id).ok_or_else(|| ImageError::NotFound(reference.to_owned()))?;
+            let config = base_config(store, &id)?;
+            Ok(Base { config, layers: entry.layers.clone(), id })
+        }
+    }
+}
+
+/// What a reference leads to.
+enum Located {
+    Rootfs(PathBuf),
+    Host,
+    Stored(Digest, Catalog),
+}
+
+fn locate(
+    store: &Store,
+    reference: &str,
+    pull: PullPolicy,
+    platform: Option<&Platform>,
+    fetch: &dyn Fn(&str, Reason) -> Result<Vec<Added>>,
+) -> Result<Located> {
     let fetched = |name: &str, reason| {
         let added = fetch(name, reason)?.into_iter().next();
         let image = added.ok_or_else(|| ImageError::NotFound(name.to_owned()))?;
@@ -165,8 +219,8 @@ pub fn resolve(
         check_platform(store, &id, name, platform).map(|()| id)
     };
     let (id, catalog) = match Source::parse(reference)? {
-        Source::Rootfs { directory } => return rootfs(reference, &directory),
-        Source::Host => return Ok(unpacked(reference, RootSource::Host)),
+        Source::Rootfs { directory } => return Ok(Located::Rootfs(directory)),
+        Source::Host => return Ok(Located::Host),
         Source::Stored(name) => {
             let catalog = store.catalog()?;
             let is_name = name.parse::<Reference>().is_ok();
@@ -189,7 +243,7 @@ pub fn resolve(
     };
     // A registry gives what it has of an image that is for one platform only.
     check_platform(store, &id, reference, platform)?;
-    stored(store, &catalog, reference, id)
+    Ok(Located::Stored(id, catalog))
 }
 
 /// Whether an image is for the platform that was asked for.

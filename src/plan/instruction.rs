@@ -1,12 +1,15 @@
-//! `--change`: Dockerfile instructions that change an image's configuration without a build.
+//! Dockerfile instructions that change an image's configuration alone: those of a build, and those of
+//! `--change`, without one.
 //!
-//! The grammar is that of Dockerfiles (dockerfile reference, "Parser directives", "Shell and exec
-//! form", "Environment replacement"), for the instructions that `docker commit` and `import` take.
-//! They act on the configuration's JSON, so that fields this engine does not know survive.
+//! The grammar is that of Dockerfiles (dockerfile reference, "Shell and exec form", "Environment
+//! replacement"). They act on the configuration's JSON, so that fields this engine does not know
+//! survive.
 
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
+use super::dockerfile::expand::ExpandError;
+pub use super::dockerfile::expand::Scope;
 use super::port::{parse_range, split_protocol};
 use super::{Protocol, mount, signal};
 
@@ -39,9 +42,12 @@ pub enum InstructionError {
     /// A quote that is not closed.
     #[error("unexpected end of statement while looking for matching quote in {0:?}")]
     Quote(String),
-    /// `${` that is none.
-    #[error("syntax error in the variable of {0:?}")]
-    Variable(String),
+    /// A word that cannot be expanded.
+    #[error("failed to process: {0}")]
+    Expand(#[from] ExpandError),
+    /// SHELL of what is no JSON array.
+    #[error("SHELL requires the arguments to be in JSON form")]
+    Shell,
     /// EXPOSE of what is no port.
     #[error("Invalid containerPort: {0}")]
     Port(String),
@@ -58,47 +64,92 @@ pub enum InstructionError {
 
 type Result<T> = std::result::Result<T, InstructionError>;
 
+impl InstructionError {
+    /// Whether the text is wrong whatever its variables stand for.
+    #[must_use]
+    pub fn is_of_form(&self) -> bool {
+        match self {
+            Self::Expand(error) => !matches!(error, ExpandError::Required { .. } | ExpandError::Limit),
+            Self::OneArgument(_)
+            | Self::NoArgument(_)
+            | Self::Port(_)
+            | Self::Signal(_)
+            | Self::BlankName(_) => false,
+            _ => true,
+        }
+    }
+}
+
 /// Applies instructions in order. A text may have several lines, each an instruction.
 ///
 /// # Errors
 /// The first instruction that is wrong; the configuration may have changed then.
 pub fn apply(config: &mut Config, changes: &[String]) -> Result<()> {
+    const CHANGES: [&str; 11] = [
+        "CMD",
+        "ENTRYPOINT",
+        "ENV",
+        "EXPOSE",
+        "HEALTHCHECK",
+        "LABEL",
+        "ONBUILD",
+        "STOPSIGNAL",
+        "USER",
+        "VOLUME",
+        "WORKDIR",
+    ];
     let mut cmd_is_set = false;
     for text in changes {
         for line in logical_lines(text) {
             let (name, rest) = line.split_once([' ', '\t']).unwrap_or((&line, ""));
             let (name, rest) = (name.to_ascii_uppercase(), rest.trim());
-            match name.as_str() {
-                "CMD" => {
-                    cmd_is_set = true;
-                    set(config, "Cmd", command(config, rest));
-                }
-                "ENTRYPOINT" => {
-                    // Docker's rule: the image's command belonged to the old entrypoint.
-                    if !cmd_is_set {
-                        config.remove("Cmd");
-                    }
-                    set(config, "Entrypoint", command(config, rest));
-                }
-                "ENV" => env(config, rest)?,
-                "EXPOSE" => expose(config, rest)?,
-                "HEALTHCHECK" => health_check(config, rest)?,
-                "LABEL" => label(config, rest)?,
-                "ONBUILD" => on_build(config, rest)?,
-                "STOPSIGNAL" => {
-                    let text = one_word(config, "STOPSIGNAL", rest)?;
-                    signal::parse(&text).map_err(|_| InstructionError::Signal(text.clone()))?;
-                    set(config, "StopSignal", json!(text));
-                }
-                "USER" => {
-                    let user = one_word(config, "USER", rest)?;
-                    set(config, "User", json!(user));
-                }
-                "VOLUME" => volume(config, rest)?,
-                "WORKDIR" => work_dir(config, rest)?,
-                _ => return Err(InstructionError::Unknown(name)),
+            if !CHANGES.contains(&name.as_str()) {
+                return Err(InstructionError::Unknown(name));
             }
+            // Docker's rule: the image's command belonged to the old entrypoint.
+            if name == "ENTRYPOINT" && !cmd_is_set {
+                config.remove("Cmd");
+            }
+            cmd_is_set |= name == "CMD";
+            let env = config.get("Env").cloned().unwrap_or_default();
+            let scope = Scope { variable: &|name| variable(&env, name), escape: '\\' };
+            apply_one(config, &name, rest, scope)?;
         }
+    }
+    Ok(())
+}
+
+/// Applies one instruction, its name in capitals. ENTRYPOINT leaves the command alone.
+///
+/// # Errors
+/// It is wrong, or none of those that change a configuration.
+pub fn apply_one(config: &mut Config, name: &str, rest: &str, scope: Scope<'_>) -> Result<()> {
+    match name {
+        "CMD" => set(config, "Cmd", command(config, rest)),
+        "ENTRYPOINT" => set(config, "Entrypoint", command(config, rest)),
+        "ENV" => env(config, scope, rest)?,
+        "EXPOSE" => expose(config, scope, rest)?,
+        "HEALTHCHECK" => health_check(config, rest)?,
+        "LABEL" => label(config, scope, rest)?,
+        "ONBUILD" => on_build(config, rest)?,
+        "SHELL" => {
+            let words = exec_form(rest).filter(|words| !words.is_empty()).ok_or(InstructionError::Shell)?;
+            set(config, "Shell", json!(words));
+        }
+        // An image's author, which is no part of this.
+        "MAINTAINER" => drop(one_word(scope, "MAINTAINER", rest)?),
+        "STOPSIGNAL" => {
+            let text = one_word(scope, "STOPSIGNAL", rest)?;
+            signal::parse(&text).map_err(|_| InstructionError::Signal(text.clone()))?;
+            set(config, "StopSignal", json!(text));
+        }
+        "USER" => {
+            let user = one_word(scope, "USER", rest)?;
+            set(config, "User", json!(user));
+        }
+        "VOLUME" => volume(config, scope, rest)?,
+        "WORKDIR" => work_dir(config, scope, rest)?,
+        _ => return Err(InstructionError::Unknown(name.to_owned())),
     }
     Ok(())
 }
@@ -158,13 +209,13 @@ fn insert(config: &mut Config, key: &str, name: String, value: Value) {
 }
 
 /// `name=value` words, or the old form: a name, and the rest of the line.
-fn pairs(config: &Config, what: &'static str, text: &str) -> Result<Vec<(String, String)>> {
-    let raw = split_words(text)?;
+pub(crate) fn pairs(scope: Scope<'_>, what: &'static str, text: &str) -> Result<Vec<(String, String)>> {
+    let raw = split_words(text, scope.escape)?;
     let first = raw.first().ok_or(InstructionError::NoArgument(what))?;
     if !first.contains('=') {
         let (name, value) =
             text.split_once([' ', '\t']).ok_or_else(|| InstructionError::NoEquals { word: first.clone() })?;
-        return Ok(vec![(expand(config, name)?, expand(config, value.trim())?)]);
+        return Ok(vec![(expand(scope, name)?, expand(scope, value.trim())?)]);
     }
     raw.iter()
         .map(|word| {
@@ -173,13 +224,13 @@ fn pairs(config: &Config, what: &'static str, text: &str) -> Result<Vec<(String,
             if name.is_empty() {
                 return Err(InstructionError::BlankName(what));
             }
-            Ok((expand(config, name)?, expand(config, value)?))
+            Ok((expand(scope, name)?, expand(scope, value)?))
         })
         .collect()
 }
 
-fn env(config: &mut Config, text: &str) -> Result<()> {
-    let pairs = pairs(config, "ENV", text)?;
+fn env(config: &mut Config, scope: Scope<'_>, text: &str) -> Result<()> {
+    let pairs = pairs(scope, "ENV", text)?;
     let entry = config.entry("Env").or_insert_with(|| json!([]));
     if !entry.is_array() {
         *entry = json!([]);
@@ -198,15 +249,15 @@ fn env(config: &mut Config, text: &str) -> Result<()> {
     Ok(())
 }
 
-fn label(config: &mut Config, text: &str) -> Result<()> {
-    for (name, value) in pairs(config, "LABEL", text)? {
+fn label(config: &mut Config, scope: Scope<'_>, text: &str) -> Result<()> {
+    for (name, value) in pairs(scope, "LABEL", text)? {
         insert(config, "Labels", name, json!(value));
     }
     Ok(())
 }
 
-fn expose(config: &mut Config, text: &str) -> Result<()> {
-    let words = words(config, text)?;
+fn expose(config: &mut Config, scope: Scope<'_>, text: &str) -> Result<()> {
+    let words = words(scope, text)?;
     if words.is_empty() {
         return Err(InstructionError::NoArgument("EXPOSE"));
     }
@@ -225,10 +276,10 @@ fn expose(config: &mut Config, text: &str) -> Result<()> {
     Ok(())
 }
 
-fn volume(config: &mut Config, text: &str) -> Result<()> {
+fn volume(config: &mut Config, scope: Scope<'_>, text: &str) -> Result<()> {
     let paths = match exec_form(text) {
-        Some(paths) => paths.iter().map(|path| expand(config, path)).collect::<Result<Vec<_>>>()?,
-        None => words(config, text)?,
+        Some(paths) => paths.iter().map(|path| expand(scope, path)).collect::<Result<Vec<_>>>()?,
+        None => words(scope, text)?,
     };
     if paths.is_empty() || paths.iter().any(String::is_empty) {
         return Err(InstructionError::NoArgument("VOLUME"));
@@ -239,8 +290,8 @@ fn volume(config: &mut Config, text: &str) -> Result<()> {
     Ok(())
 }
 
-fn work_dir(config: &mut Config, text: &str) -> Result<()> {
-    let asked = one_word(config, "WORKDIR", text)?;
+fn work_dir(config: &mut Config, scope: Scope<'_>, text: &str) -> Result<()> {
+    let asked = one_word(scope, "WORKDIR", text)?;
     let current = config.get("WorkingDir").and_then(Value::as_str).unwrap_or_default();
     let path = if asked.starts_with('/') { asked } else { format!("/{current}/{asked}") };
     let clean = mount::clean_destination(&path).map_or(path, |path| path.display().to_string());
@@ -333,21 +384,25 @@ fn nanoseconds(text: &str) -> Option<i64> {
     (!text.is_empty() && total < i64::MAX as f64).then_some(total as i64)
 }
 
-fn one_word(config: &Config, what: &'static str, text: &str) -> Result<String> {
+fn one_word(scope: Scope<'_>, what: &'static str, text: &str) -> Result<String> {
     if text.is_empty() {
         return Err(InstructionError::NoArgument(what));
     }
     // WORKDIR and USER take the whole line as one word.
-    let word = expand(config, text)?;
+    let word = expand(scope, text)?;
     if word.is_empty() { Err(InstructionError::OneArgument(what)) } else { Ok(word) }
 }
 
-fn words(config: &Config, text: &str) -> Result<Vec<String>> {
-    split_words(text)?.iter().map(|word| expand(config, word)).collect()
+fn words(scope: Scope<'_>, text: &str) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    for word in split_words(text, scope.escape)? {
+        all.extend(super::dockerfile::expand::words(&word, scope)?);
+    }
+    Ok(all)
 }
 
 /// Splits at blanks outside of quotes; quotes and escapes stay for [`expand`].
-fn split_words(text: &str) -> Result<Vec<String>> {
+fn split_words(text: &str, escape: char) -> Result<Vec<String>> {
     let mut words = Vec::new();
     let mut word = String::new();
     let mut quote = None;
@@ -362,7 +417,7 @@ fn split_words(text: &str) -> Result<Vec<String>> {
             }
             (None, '"' | '\'') => quote = Some(c),
             (Some(open), c) if open == c => quote = None,
-            (None | Some('"'), '\\') => {
+            (None | Some('"'), c) if c == escape => {
                 word.push(c);
                 word.extend(chars.next());
                 continue;
@@ -380,81 +435,14 @@ fn split_words(text: &str) -> Result<Vec<String>> {
     Ok(words)
 }
 
-/// Takes quotes and escapes away and puts the configuration's variables in: `$NAME`, `${NAME}`,
-/// `${NAME:-default}`, `${NAME:+instead}`.
-fn expand(config: &Config, text: &str) -> Result<String> {
-    let mut out = String::new();
-    let mut chars = text.chars().peekable();
-    let mut in_double = false;
-    while let Some(c) = chars.next() {
-        match c {
-            '\'' if !in_double => loop {
-                match chars.next() {
-                    Some('\'') => break,
-                    Some(c) => out.push(c),
-                    None => return Err(InstructionError::Quote(text.to_owned())),
-                }
-            },
-            '"' => in_double = !in_double,
-            '\\' => match chars.next() {
-                // In double quotes only these are escaped.
-                Some(c) if in_double && !matches!(c, '"' | '$' | '\\') => out.extend(['\\', c]),
-                Some(c) => out.push(c),
-                None => out.push('\\'),
-            },
-            '$' => {
-                if chars.peek() == Some(&'{') {
-                    chars.next();
-                    let mut inner = String::new();
-                    loop {
-                        match chars.next() {
-                            Some('}') => break,
-                            Some(c) => inner.push(c),
-                            None => return Err(InstructionError::Variable(text.to_owned())),
-                        }
-                    }
-                    out.push_str(
-                        &braced(config, &inner).ok_or_else(|| InstructionError::Variable(text.to_owned()))?,
-                    );
-                } else {
-                    let mut name = String::new();
-                    while let Some(c) = chars.peek().filter(|c| c.is_ascii_alphanumeric() || **c == '_') {
-                        name.push(*c);
-                        chars.next();
-                    }
-                    if name.is_empty() {
-                        out.push('$');
-                    } else {
-                        out.push_str(variable(config, &name).unwrap_or_default());
-                    }
-                }
-            }
-            c => out.push(c),
-        }
-    }
-    if in_double { Err(InstructionError::Quote(text.to_owned())) } else { Ok(out) }
+fn expand(scope: Scope<'_>, text: &str) -> Result<String> {
+    Ok(super::dockerfile::expand::word(text, scope)?)
 }
 
-fn braced(config: &Config, inner: &str) -> Option<String> {
-    let end = inner.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(inner.len());
-    let (name, rest) = inner.split_at(end);
-    if name.is_empty() {
-        return None;
-    }
-    let value = variable(config, name).filter(|value| !value.is_empty());
-    match rest {
-        "" => Some(value.unwrap_or_default().to_owned()),
-        _ => match (rest.strip_prefix(":-"), rest.strip_prefix(":+")) {
-            (Some(default), _) => Some(value.unwrap_or(default).to_owned()),
-            (_, Some(instead)) => Some(value.map_or("", |_| instead).to_owned()),
-            _ => None,
-        },
-    }
-}
-
-fn variable<'a>(config: &'a Config, name: &str) -> Option<&'a str> {
-    let entries = config.get("Env")?.as_array()?;
-    entries.iter().filter_map(Value::as_str).find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
+/// The value of a variable of an image's list.
+fn variable(env: &Value, name: &str) -> Option<String> {
+    let mut entries = env.as_array()?.iter().filter_map(Value::as_str);
+    entries.find_map(|entry| entry.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -542,7 +530,7 @@ mod tests {
             ("ENV A=1 B", "Syntax error - can't find = in \"B\""),
             ("LABEL =x", "LABEL names can not be blank"),
             ("ENV A=\"x", "unexpected end of statement"),
-            ("ENV A=${", "syntax error in the variable"),
+            ("ENV A=${", "failed to process: syntax error"),
             ("EXPOSE x", "Invalid containerPort: x"),
             ("STOPSIGNAL NOPE", "Invalid signal: NOPE"),
             ("ONBUILD FROM x", "FROM isn't allowed as an ONBUILD trigger"),

@@ -17,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 mod build;
 pub mod capability;
+pub mod dockerfile;
 pub mod health;
 pub mod instruction;
 pub mod mount;

@@ -70,6 +70,35 @@ pub struct RunRequest {
     pub limits: Limits,
 }
 
+impl RunRequest {
+    /// A request for an image and nothing else.
+    #[must_use]
+    pub fn of_image(image: String) -> Self {
+        Self {
+            image,
+            name: None,
+            cidfile: None,
+            pull: PullPolicy::default(),
+            platform: None,
+            quiet: false,
+            auto_remove: false,
+            labels: Labels::default(),
+            annotations: Labels::default(),
+            restart: RestartPolicy::default(),
+            healthcheck: None,
+            log_driver: LogDriver::default(),
+            log: LogRequest::default(),
+            stdio: StdioRequest::default(),
+            secrets: Vec::new(),
+            process: ProcessRequest::default(),
+            storage: StorageRequest::default(),
+            network: NetworkRequest::default(),
+            security: SecurityRequest::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
 /// Where the container's output is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -1,7 +1,7 @@
 //! Collection: taking away what nothing refers to.
 //!
-//! Roots are the catalog's images and the images of containers, which stay usable when their image
-//! has been removed by force. Everything else in blobs/, layers/, merged/ and tmp/ goes.
+//! Roots are the catalog's images, the images of containers, which stay usable when their image has been
+//! removed by force, and what builds keep of their steps. Everything else in blobs/, layers/, merged/ and tmp/ goes.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -95,6 +95,11 @@ impl Store {
             if let Some(layers) = self.layers_of_config(id)? {
                 live.add(id, &layers);
             }
+        }
+        let kept = self.step_records()?.into_iter().filter_map(|record| record.step.layer);
+        for layer in kept.filter(|layer| self.layer_tar(layer).exists()) {
+            live.blobs.insert(layer.hex().into());
+            live.layers.insert(layer.hex().into());
         }
         for layer in live.layers.difference(&backed) {
             // From here on nothing but the layer itself has its bytes.

@@ -20,6 +20,7 @@
 //!   reserve                  room for the next catalog on a full disk
 //!   events/                  see `events`
 //!   secrets/                 see `secrets`
+//!   builds/                  see `build_cache`
 //!   tmp/                     what is being written
 //!   lock, images.lock, volumes/.lock
 //! ```
@@ -57,6 +58,7 @@ use thiserror::Error;
 
 use crate::id::Digest;
 
+mod build_cache;
 mod catalog;
 mod collect;
 pub mod containers;
@@ -76,6 +78,7 @@ mod staging;
 mod verify;
 pub mod volumes;
 
+pub use build_cache::{CacheMount, CachedStep, StepRecord};
 pub use catalog::{Catalog, ImageEntry, NameEntry};
 pub use collect::{Collected, DiskUsage};
 

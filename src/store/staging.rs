@@ -84,7 +84,10 @@ impl Store {
     }
 
     /// Replaces a file of the store that can be made again.
-    pub(super) fn write_unsynced(&self, place: &Path, bytes: &[u8]) -> Result<()> {
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_unsynced(&self, place: &Path, bytes: &[u8]) -> Result<()> {
         let staged = self.stage();
         create_file(staged.path())?.write_all(bytes).map_err(StoreError::io("write", staged.path()))?;
         staged.publish_unsynced(place).map(drop)

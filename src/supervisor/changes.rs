@@ -139,13 +139,25 @@ fn start(
         // A copy that was not made yet has no changes: nor has what would be its upper.
         RootKind::Hybrid | RootKind::Materialised | RootKind::Copy => Upper::Kernel(open()?),
     };
+    let mut made: Vec<&[u8]> = MADE.to_vec();
+    let mount_points = if saved.of_build { mount_points(saved) } else { Vec::new() };
+    made.extend(mount_points.iter().map(Vec::as_slice));
     // Only this crate's own upper has no files of other users.
     let maps = (kind != RootKind::Pure).then_some(&maps);
     let reader = Reader::start(maps, move |pipe| {
-        let found = changes::find(lower, upper, ids, &MADE).map_err(|error| crate::sandbox::chain(&error))?;
+        let found = changes::find(lower, upper, ids, &made).map_err(|error| crate::sandbox::chain(&error))?;
         work(&found, std::io::BufWriter::with_capacity(1 << 18, pipe))
     })?;
     Ok(reader)
+}
+
+/// Where a build's step had something mounted, and the directories above.
+fn mount_points(saved: &Saved) -> Vec<Vec<u8>> {
+    let mounts = saved.plan.spec.mounts().iter().flatten();
+    let above = mounts.flat_map(|mount| mount.destination().ancestors());
+    let relative = above.filter_map(|path| path.strip_prefix("/").ok());
+    let bytes = |path: &Path| std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()).to_vec();
+    relative.filter(|path| !path.as_os_str().is_empty()).map(bytes).collect()
 }
 
 /// The directory may be closed to its own user by the container; a path is enough.

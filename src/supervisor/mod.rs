@@ -18,7 +18,7 @@ use fuse_overlay::index::{IndexError, MergedIndex};
 use fuse_overlay::serve;
 use jiff::Timestamp;
 use nix::sched::CloneFlags;
-use nix::unistd::{Gid, Uid, setsid};
+use nix::unistd::{Gid, Pid, Uid, getpid, setsid};
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -75,6 +75,10 @@ pub struct Saved {
     pub working_directory: PathBuf,
     /// How the writable layer is made: decided once, at the first start.
     pub write_mode: WriteMode,
+    /// A step of a build: it ends with whoever started it, its writes need not reach the disk, and what
+    /// is made for its mounts is no change.
+    #[serde(default)]
+    pub of_build: bool,
 }
 
 /// Why a container was not started.
@@ -137,6 +141,16 @@ pub struct Launched {
     pub stream: Option<OwnedFd>,
 }
 
+/// Counters of each CPU that tell what others on the machine do (moby masks them too).
+#[must_use]
+pub fn thermal_throttle_paths() -> Vec<String> {
+    let cpus = fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();
+    cpus.map(|cpu| cpu.path().join("thermal_throttle"))
+        .filter(|path| path.is_dir())
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect()
+}
+
 /// Docker's exit code for a failure of the start.
 #[must_use]
 pub fn exit_code(failure: &Failure) -> u8 {
@@ -172,12 +186,13 @@ pub fn launch(
         }
         None => (None, None),
     };
+    let command = getpid();
     let forked = sys::process::clone(0, false).map_err(socket("make the container's keeper"))?;
     match forked {
         Fork::Parent(_) => Ok(Launched { keeper: ours, stream }),
         Fork::Child => {
             drop((ours, stream));
-            become_keeper(Work {
+            let work = Work {
                 containers: containers.clone(),
                 record: record.clone(),
                 saved: saved.clone(),
@@ -189,7 +204,8 @@ pub fn launch(
                 starter: Some(starter),
                 connections: Vec::new(),
                 client,
-            })
+            };
+            become_keeper(work, command)
         }
     }
 }
@@ -354,10 +370,12 @@ pub(super) struct Work {
     client: Option<(OwnedFd, bool)>,
 }
 
-fn become_keeper(work: Work) -> ! {
+fn become_keeper(work: Work, command: Pid) -> ! {
     let starter = work.starter.as_ref().map(OwnedFd::try_clone);
     let socket_path = work.socket_path.clone();
-    let parts = leave_command(&work.prepared.dir).and_then(|()| make_processes(work));
+    let parts = leave_command(&work.prepared.dir)
+        .and_then(|()| if work.saved.of_build { end_with(command) } else { Ok(()) })
+        .and_then(|()| make_processes(work));
     match parts {
         Ok(parts) => keeper::run(parts),
         Err(failure) => {
@@ -418,6 +436,16 @@ fn leave_command(dir: &Path) -> Result<(), Failure> {
     nix::unistd::chdir("/").during(stage, || "cannot change to /".into())?;
     sys::process::ignore_signals_of_others();
     sys::process::become_subreaper().during(stage, || "cannot become a subreaper".into())
+}
+
+/// Has the kernel end this keeper, and so its container, with the command that forked it.
+fn end_with(command: Pid) -> Result<(), Failure> {
+    use crate::sandbox::Context as _;
+    let stage = Stage::Namespaces;
+    let what = || "cannot end with the build".to_owned();
+    sys::process::set_parent_death_signal(libc::SIGKILL).during(stage, what)?;
+    // It may have ended before.
+    if nix::unistd::getppid() == command { Ok(()) } else { Err(Failure::plain(stage, what())) }
 }
 
 /// The container's control group, with its limits.
@@ -509,7 +537,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
                 tree: prepared.tree.as_deref(),
                 local_dir: &work.record.local_dir,
                 root_kind: prepared.root_kind,
-                volatile: plan.auto_remove,
+                volatile: plan.auto_remove || work.saved.of_build,
                 ids: (prepared.maps.first_uid(), prepared.maps.first_gid()),
                 kept,
                 may_set_groups: !prepared.maps.is_single() && !plan.keeps_groups(),
@@ -556,7 +584,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     let state = State {
         pid,
         pid_start_ticks: ticks,
-        keeper_pid: nix::unistd::getpid().as_raw(),
+        keeper_pid: getpid().as_raw(),
         server_pid: server.pid.as_raw(),
         ..prepared.state
     };
@@ -657,7 +685,7 @@ fn filesystem(
         RootKind::Hybrid | RootKind::Materialised | RootKind::Copy => serve::Mode::ReadOnly,
         RootKind::Pure => serve::Mode::Overlay {
             upper: open_file(&local_dir.join("upper"))?.into(),
-            volatile: saved.plan.auto_remove,
+            volatile: saved.plan.auto_remove || saved.of_build,
             quota: serve::Quota { bytes: saved.plan.quota.bytes, inodes: saved.plan.quota.inodes },
         },
     };

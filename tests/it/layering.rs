@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the top; each may use those after it.
-const ORDER: [&str; 8] = ["cli", "supervisor", "sandbox", "plan", "image", "store", "sys", "id"];
+const ORDER: [&str; 9] = ["cli", "build", "supervisor", "sandbox", "plan", "image", "store", "sys", "id"];
 
 #[test]
 fn modules_use_only_those_below_them() {

@@ -81,7 +81,7 @@ fn system_df_counts_and_prune_takes_away() {
         .stdin("n\n")
         .run()
         .ok()
-        .has("WARNING! This will remove:\n  - all stopped containers\n  - all dangling images\n");
+        .has("WARNING! This will remove:\n  - all stopped containers\n  - all dangling images\n  - unused build cache\n");
     h.run("system prune -f --volumes")
         .ok()
         .has("Deleted Containers:\n")

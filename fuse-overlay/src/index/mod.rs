@@ -6,6 +6,7 @@
 //! is in the private `format` module. What must stay true: a node's id never changes once
 //! written, since it is the inode number that containers see and that write layers record.
 
+mod browse;
 mod format;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -24,6 +25,7 @@ use std::path::PathBuf;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
+pub use browse::{Damaged, ImageContent, ROOT_INODE, XattrList};
 pub(crate) use format::{Corrupt, Image, Kind, NodeRecord, ROOT_ID};
 pub(crate) use hash::xxh64;
 pub(crate) use layout::render;

@@ -130,7 +130,7 @@ fn check_hostname(name: String) -> Result<String, CliError> {
     Ok(name)
 }
 
-fn parse_extra_host(text: &str) -> Result<(String, HostAddress), String> {
+pub(in crate::cli) fn parse_extra_host(text: &str) -> Result<(String, HostAddress), String> {
     let bad_format = || format!("bad format for add-host: {text:?}");
     let (name, address) = text.split_once('=').or_else(|| text.split_once(':')).ok_or_else(bad_format)?;
     // The name goes into the container's /etc/hosts, where white space ends it.

@@ -127,7 +127,7 @@ fn parse_oom_score(text: &str) -> Result<i32, CliError> {
 }
 
 /// `NAME=SOFT[:HARD]`, -1 for no limit.
-fn parse_ulimit(text: &str) -> Result<PosixRlimit, CliError> {
+pub(in crate::cli) fn parse_ulimit(text: &str) -> Result<PosixRlimit, CliError> {
     let invalid = |reason: String| invalid_argument("--ulimit", text, reason);
     let (name, limits) =
         text.split_once('=').ok_or_else(|| invalid(format!("invalid ulimit argument: {text}")))?;

@@ -4,7 +4,7 @@
 ///
 /// # Errors
 /// Docker's words for what is wrong.
-pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(in crate::cli) fn parse_bytes(text: &str) -> Result<u64, String> {
     let end = text
         .rfind(|c: char| c.is_ascii_digit() || c == '.' || c == ' ')
         .ok_or_else(|| format!("invalid size: '{text}'"))?;

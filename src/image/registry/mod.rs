@@ -141,3 +141,33 @@ fn host_of(reference: &Reference) -> &str {
 pub fn candidates(text: &str) -> Result<Vec<Reference>, super::ImageError> {
     Settings::load()?.candidates(text)
 }
+
+/// A file of the web on its way.
+pub struct Download {
+    /// Its bytes, without a limit: for whoever counts.
+    pub body: Box<dyn std::io::Read + Send>,
+    /// When it was last changed, in seconds since 1970, if the server says.
+    pub modified_s: Option<i64>,
+}
+
+impl std::fmt::Debug for Download {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Download").field("modified_s", &self.modified_s).finish_non_exhaustive()
+    }
+}
+
+/// Asks for a file of any web server: TLS is verified, redirects from it to plain HTTP are refused.
+///
+/// # Errors
+/// There is no such server or file.
+pub fn download(url: &str) -> std::result::Result<Download, RegistryError> {
+    let http = Http::new(Box::new(|_| false));
+    let request = http::Request::get(url.to_owned(), url.split('?').next().unwrap_or(url));
+    let response = http::with_retries(|| {
+        let response = http.send(&request, None)?;
+        if response.is_success() { Ok(response) } else { Err(response.into_error(&request.what)) }
+    })?;
+    let modified = response.header("last-modified").and_then(|text| jiff::fmt::rfc2822::parse(text).ok());
+    let modified_s = modified.map(|time| time.timestamp().as_second());
+    Ok(Download { modified_s, body: Box::new(response.into_reader()) })
+}
