@@ -335,7 +335,7 @@ fn an_archive_becomes_an_image() {
     for (line, parts) in [
         ("import /nosuch.tar", &["/nosuch.tar"][..]),
         ("import /etc", &["/etc is not a file"]),
-        ("import https://example.org/x.tar", &["curl -L"]),
+        ("import https://127.0.0.1:1/x.tar", &["cannot reach 127.0.0.1:1"]),
         ("import --platform a//b -", &["invalid platform"]),
         ("import /etc/passwd", &["not usable"]),
         ("import - UP", &["lowercase"]),
