@@ -11,8 +11,8 @@
 //! A stage is worked through instruction by instruction; stages that do not wait for each other, at
 //! once, up to the number of CPUs. What changes the configuration alone is done on the spot; what makes
 //! a layer is a *job*: it has a key, the digest of all that it depends on, and is looked up before it is
-//! done. RUN is a container over the merged index of the layers so far ([`run`]), and its layer is the
-//! overlay's change; COPY and ADD write their layer straight into the store ([`copy`]). Nothing ever
+//! done. RUN is a container over the merged index of the layers so far (`run`), and its layer is the
+//! overlay's change; COPY and ADD write their layer straight into the store (`copy`). Nothing ever
 //! scans the image.
 //!
 //! What must stay true: this process has one thread whenever a job's process is forked; a job reads

@@ -60,7 +60,7 @@ pub struct Args {
     /// Secret to expose to the build (format: "id=mysecret[,src=/local/secret]")
     #[arg(long, value_name = "SPEC")]
     secret: Vec<String>,
-    /// SSH agent socket to expose to the build (format: "default|<id>[=<socket>]")
+    /// SSH agent socket to expose to the build (format: "default|ID[=SOCKET]")
     #[arg(long, value_name = "SPEC")]
     ssh: Vec<String>,
     /// Set metadata for an image

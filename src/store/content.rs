@@ -182,7 +182,16 @@ impl Store {
         if let Some(shared) = self.shared_merged(&place.file_name().unwrap_or_default().to_string_lossy()) {
             return Ok(shared);
         }
-        self.put_merged(&place, &self.merge(layers)?)?;
+        // What lies below may be merged already: a build adds one layer after the other.
+        let below = layers.split_last().and_then(|(top, below)| Some((top, self.base(below)?)));
+        let merged = match below {
+            Some((top, base)) => {
+                let top = self.layer_index(top)?;
+                base.lay(&[&top]).map_err(|source| StoreError::Merge { source })?
+            }
+            None => self.merge(layers)?,
+        };
+        self.put_merged(&place, &merged)?;
         Ok(place)
     }
 

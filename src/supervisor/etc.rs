@@ -35,7 +35,7 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// Of the file that [`write`] has just written into `dir`.
+    /// Of the file that [`write()`] has just written into `dir`.
     ///
     /// # Errors
     /// As opening a file.

@@ -3,7 +3,7 @@
 //!
 //! `$NAME`, `${NAME}`, and the modifiers `-`, `+` and `?` (with a colon: an empty value counts as
 //! none), `#` and `##`, `%` and `%%`, `/` and `//`. What must stay true: a text ends, whatever it
-//! holds, in time bounded by its length, its values' lengths and [`MAX_DEPTH`].
+//! holds, in time bounded by its length, its values' lengths and `MAX_DEPTH`.
 
 use thiserror::Error;
 
