@@ -122,9 +122,14 @@ struct Walked<'a> {
 impl CopyJob {
     /// Everything of an image, as a layer over nothing.
     pub(super) fn of_everything(layers: &[Digest]) -> Self {
+        Self::as_it_is(Origin::Image { layers: layers.to_vec() }, "/")
+    }
+
+    /// What is at one path, unchanged, as a layer over nothing.
+    pub(super) fn as_it_is(origin: Origin, path: &str) -> Self {
         Self {
-            origin: Origin::Image { layers: layers.to_vec() },
-            sources: vec!["/".to_owned()],
+            origin,
+            sources: vec![path.to_owned()],
             given: Vec::new(),
             destination: "/".to_owned(),
             unpack: false,

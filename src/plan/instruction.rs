@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::dockerfile::expand::ExpandError;
 pub use super::dockerfile::expand::Scope;
+use super::dockerfile::lines;
 use super::port::{parse_range, split_protocol};
 use super::{Protocol, mount, signal};
 
@@ -403,36 +404,8 @@ fn words(scope: Scope<'_>, text: &str) -> Result<Vec<String>> {
 
 /// Splits at blanks outside of quotes; quotes and escapes stay for [`expand`].
 fn split_words(text: &str, escape: char) -> Result<Vec<String>> {
-    let mut words = Vec::new();
-    let mut word = String::new();
-    let mut quote = None;
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        match (quote, c) {
-            (None, ' ' | '\t') => {
-                if !word.is_empty() {
-                    words.push(std::mem::take(&mut word));
-                }
-                continue;
-            }
-            (None, '"' | '\'') => quote = Some(c),
-            (Some(open), c) if open == c => quote = None,
-            (None | Some('"'), c) if c == escape => {
-                word.push(c);
-                word.extend(chars.next());
-                continue;
-            }
-            _ => {}
-        }
-        word.push(c);
-    }
-    if quote.is_some() {
-        return Err(InstructionError::Quote(text.to_owned()));
-    }
-    if !word.is_empty() {
-        words.push(word);
-    }
-    Ok(words)
+    let (words, is_closed) = lines::split(text, &[' ', '\t'], escape);
+    if is_closed { Ok(words) } else { Err(InstructionError::Quote(text.to_owned())) }
 }
 
 fn expand(scope: Scope<'_>, text: &str) -> Result<String> {

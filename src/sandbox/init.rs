@@ -57,24 +57,8 @@ pub struct Enter<'a> {
     pub plan: &'a ContainerPlan,
     /// The container's directory in the store (its /etc files).
     pub dir: &'a Path,
-    /// Where the read side of the root is mounted, in this namespace only.
-    pub lower_point: &'a Path,
-    /// Where the root is mounted, in this namespace only.
-    pub root_point: &'a Path,
-    /// Files of the image that are read from here and not from the server, in hybrid mode.
-    pub native: Option<&'a Path>,
-    /// The image written out, where it is used without FUSE.
-    pub tree: Option<&'a Path>,
-    /// Directory of the writable layer.
-    pub local_dir: &'a Path,
-    /// How the root is made.
-    pub root_kind: RootKind,
-    /// Whether the upper need not survive a power cut: it belongs to a `--rm` container.
-    pub volatile: bool,
-    /// User and group that set-up runs as: 0, or the one id that is mapped.
-    pub ids: (u32, u32),
-    /// The user's ids inside, where that is not root.
-    pub kept: Option<(u32, u32)>,
+    /// The root filesystem, and the socket to the server.
+    pub root: RootMount<'a>,
     /// Whether setgroups(2) is allowed in the namespace.
     pub may_set_groups: bool,
     /// A mount of /dev/shm that another container shares.
@@ -93,8 +77,6 @@ pub struct Enter<'a> {
     pub stdio: Stdio,
     /// To the keeper.
     pub keeper: OwnedFd,
-    /// To the server.
-    pub server: OwnedFd,
 }
 
 /// Runs in the child; never returns.
@@ -108,7 +90,7 @@ pub fn run(enter: &Enter<'_>) -> ! {
 }
 
 fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
-    let Enter { plan, keeper, server, .. } = enter;
+    let Enter { plan, keeper, root: RootMount { server, .. }, .. } = enter;
     sys::process::set_name(c"hostel-init");
     let mut keep = vec![keeper.as_raw_fd(), server.as_raw_fd(), enter.stub.as_raw_fd()];
     if let Stdio::Pipes(pipes) = &enter.stdio {
@@ -130,19 +112,7 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     setsid().during(Stage::Namespaces, || "cannot make a session".into())?;
     umask(Mode::empty());
 
-    let root = mount_root(&RootMount {
-        lower_point: enter.lower_point,
-        root_point: enter.root_point,
-        native: enter.native,
-        tree: enter.tree,
-        local_dir: enter.local_dir,
-        root_kind: enter.root_kind,
-        volatile: enter.volatile,
-        ids: enter.ids,
-        kept: enter.kept,
-        server: server.as_fd(),
-        source: None,
-    })?;
+    let root = mount_root(&enter.root)?;
     if let Some(process) = plan.spec.process() {
         command::prefetch(&root, process);
     }
@@ -157,7 +127,7 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     if let Some(keep) = &plan.keep_id {
         accounts(enter, &root, keep)?;
     }
-    sysctls(plan, &root, enter.ids.1)?;
+    sysctls(plan, &root, enter.root.ids.1)?;
     let user = command::resolve_user(&root, &plan.user, &plan.group_add)?;
     let terminal = match &enter.stdio {
         Stdio::Terminal { size } => {
@@ -166,7 +136,7 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
                 // A terminal of unknown size works; only its programs' lines may break oddly.
                 let _ = sys::terminal::set_size(master.as_fd(), *rows, *columns);
             }
-            send(server.as_fd(), &[message::TERMINAL], Some(master.as_fd()))?;
+            send(*server, &[message::TERMINAL], Some(master.as_fd()))?;
             Some(peer)
         }
         Stdio::Pipes(_) => None,
@@ -214,7 +184,7 @@ fn network(enter: &Enter<'_>) -> Staged<()> {
             let (fd, features) = net::link::create(link).map_err(failed)?.into_parts();
             let mut text = vec![message::TUN];
             text.extend(features.to_ne_bytes());
-            send(enter.server.as_fd(), &text, Some(fd.as_fd()))
+            send(enter.root.server, &text, Some(fd.as_fd()))
         }
         (NetworkMode::None, _) => net::link::bring_up_loopback().map_err(failed),
         _ => Ok(()),
@@ -263,7 +233,7 @@ fn become_set_up_user(enter: &Enter<'_>) -> Staged<()> {
     if enter.may_set_groups {
         setgroups(&[]).during(Stage::Namespaces, what)?;
     }
-    let (uid, gid) = (Uid::from_raw(enter.ids.0), Gid::from_raw(enter.ids.1));
+    let (uid, gid) = (Uid::from_raw(enter.root.ids.0), Gid::from_raw(enter.root.ids.1));
     setresgid(gid, gid, gid).during(Stage::Namespaces, what)?;
     sys::process::set_keep_capabilities(true).during(Stage::Namespaces, what)?;
     setresuid(uid, uid, uid).during(Stage::Namespaces, what)?;
@@ -275,28 +245,28 @@ fn become_set_up_user(enter: &Enter<'_>) -> Staged<()> {
     Ok(())
 }
 
-/// What mounting the root takes; see [`Enter`].
+/// What mounting the root takes.
 #[derive(Clone, Copy, Debug)]
 pub struct RootMount<'a> {
-    /// Where the read side is mounted.
+    /// Where the read side is mounted, in this namespace only.
     pub lower_point: &'a Path,
-    /// Where the root is mounted.
+    /// Where the root is mounted, in this namespace only.
     pub root_point: &'a Path,
-    /// Files that are read from here and not from the server.
+    /// Files of the image that are read from here and not from the server, in hybrid mode.
     pub native: Option<&'a Path>,
-    /// The image, or the container's copy of it, written out.
+    /// The image, or the container's copy of it, written out: where it is used without FUSE.
     pub tree: Option<&'a Path>,
     /// Directory of the writable layer.
     pub local_dir: &'a Path,
     /// How the root is made.
     pub root_kind: RootKind,
-    /// Whether the upper need not survive a power cut.
+    /// Whether the upper need not survive a power cut, as that of a `--rm` container.
     pub volatile: bool,
-    /// User and group that own the mount.
+    /// User and group that own the mount, and that set-up runs as: 0, or the one id that is mapped.
     pub ids: (u32, u32),
     /// The user's ids inside, where that is not root.
     pub kept: Option<(u32, u32)>,
-    /// Gets the FUSE descriptor.
+    /// Gets the FUSE descriptor, and later whatever else the server needs of init.
     pub server: BorrowedFd<'a>,
     /// What the mount table calls it; containers have the same name each.
     pub source: Option<&'a str>,

@@ -27,7 +27,7 @@ use crate::image::RootSource;
 use crate::plan::request::LogDriver;
 use crate::plan::{ContainerPlan, HostPort, NetworkMode, Protocol, PublishedPort, RunRequest, WriteMode};
 use crate::sandbox::idmap::{Facts, IdMaps, Wanted, choose};
-use crate::sandbox::init::{self, Enter, RootKind};
+use crate::sandbox::init::{self, Enter, RootKind, RootMount};
 use crate::sandbox::join::Joined;
 use crate::sandbox::{Failure, Stage, Stdio};
 use crate::store::containers::{
@@ -531,15 +531,19 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
             init::run(&Enter {
                 plan,
                 dir: &prepared.dir,
-                lower_point: &work.containers.lower_point(),
-                root_point: &work.containers.root_point(),
-                native: prepared.native.as_deref(),
-                tree: prepared.tree.as_deref(),
-                local_dir: &work.record.local_dir,
-                root_kind: prepared.root_kind,
-                volatile: plan.auto_remove || work.saved.of_build,
-                ids: (prepared.maps.first_uid(), prepared.maps.first_gid()),
-                kept,
+                root: RootMount {
+                    lower_point: &work.containers.lower_point(),
+                    root_point: &work.containers.root_point(),
+                    native: prepared.native.as_deref(),
+                    tree: prepared.tree.as_deref(),
+                    local_dir: &work.record.local_dir,
+                    root_kind: prepared.root_kind,
+                    volatile: plan.auto_remove || work.saved.of_build,
+                    ids: (prepared.maps.first_uid(), prepared.maps.first_gid()),
+                    kept,
+                    server: init_server.as_fd(),
+                    source: None,
+                },
                 may_set_groups: !prepared.maps.is_single() && !plan.keeps_groups(),
                 shared_memory,
                 link: prepared.link.as_ref(),
@@ -549,7 +553,6 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
                 seccomp: prepared.seccomp.as_deref(),
                 stdio,
                 keeper: init_keeper,
-                server: init_server,
             })
         }
         Fork::Parent(child) => child,

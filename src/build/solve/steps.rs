@@ -402,22 +402,7 @@ impl Solver<'_> {
         if let Origin::Image { layers } = origin {
             return Ok(crate::store::chain_id(layers).map_or_else(String::new, |chain| chain.to_string()));
         }
-        let job = CopyJob {
-            origin: origin.clone(),
-            sources: vec![path.to_owned()],
-            given: Vec::new(),
-            destination: "/".to_owned(),
-            unpack: false,
-            unpack_given: false,
-            chown: None,
-            chmod: None,
-            link: false,
-            parents: false,
-            exclude: Vec::new(),
-            layers: Vec::new(),
-            now_s: 0,
-            clamp_s: None,
-        };
+        let job = CopyJob::as_it_is(origin.clone(), path);
         Ok(job.digest(self.store, &mut self.digests)?.to_string())
     }
 }

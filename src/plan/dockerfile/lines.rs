@@ -225,13 +225,18 @@ fn document_word(word: &str) -> Option<DocumentWord> {
     })
 }
 
-/// Splits at blanks outside of quotes; quotes and escapes stay.
+/// The words between blanks, with their quotes and escapes.
 pub(super) fn raw_words(text: &str, escape: char) -> Vec<String> {
+    split(text, &BLANKS, escape).0
+}
+
+/// Splits at `blanks` outside of quotes; quotes and escapes stay. With it: whether every quote is closed.
+pub(in crate::plan) fn split(text: &str, blanks: &[char], escape: char) -> (Vec<String>, bool) {
     let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
         match (quote, c) {
-            (None, c) if BLANKS.contains(&c) => {
+            (None, c) if blanks.contains(&c) => {
                 if !word.is_empty() {
                     words.push(std::mem::take(&mut word));
                 }
@@ -251,7 +256,7 @@ pub(super) fn raw_words(text: &str, escape: char) -> Vec<String> {
     if !word.is_empty() {
         words.push(word);
     }
-    words
+    (words, quote.is_none())
 }
 
 /// Reads a here-document that begins at a line; gives the line after its end too.
