@@ -11,6 +11,7 @@ mod cache;
 mod copying;
 mod errors;
 mod language;
+mod remote;
 mod running;
 
 /// A context with these files; a name that ends in a slash is a directory.

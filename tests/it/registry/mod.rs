@@ -4,7 +4,7 @@ mod cross;
 mod faults;
 mod kept;
 mod real;
-mod server;
+pub(crate) mod server;
 mod tokens;
 
 use crate::fixtures::Layer;
