@@ -10,7 +10,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{BufReader, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -128,7 +128,7 @@ fn lower(arguments: &Arguments) -> Outcome<Lower> {
     let mut indexes = Vec::new();
     for source in &arguments.sources {
         let file = File::open(source)?;
-        indexes.push(index_tar(&file, &Limits::default())?);
+        indexes.push(index_tar(BufReader::with_capacity(1 << 20, &file), &Limits::default())?);
         layers.push(file);
     }
     // Through a file, as an engine would keep it.

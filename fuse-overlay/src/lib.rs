@@ -30,7 +30,7 @@
 //! tar.append_data(&mut header, "etc/motd", &b"hello\n"[..])?;
 //! layer.write_all(&tar.into_inner()?)?;
 //!
-//! let mut reader = layer.try_clone()?;
+//! let mut reader = std::io::BufReader::new(layer.try_clone()?);
 //! std::io::Seek::rewind(&mut reader)?;
 //! let index = merge(&[index_tar(reader, &Limits::default())?])?.into_index()?;
 //! let motd = index.read_file(Path::new("/etc/motd"), &[layer], 1 << 20)?;

@@ -591,7 +591,7 @@ mod tests {
             ("closed", Directory, 0o500, 0, ""),
             ("closed/file", Regular, 0o400, 0, "x"),
         ]);
-        let index = index_tar(&file, &Limits::default()).unwrap();
+        let index = index_tar(io::BufReader::new(&file), &Limits::default()).unwrap();
         (merge(&[index]).unwrap().into_index().unwrap(), vec![file])
     }
 

@@ -10,7 +10,7 @@
 //! reported before anything that is wrong with the tar, since it is the cause.
 
 use std::cell::Cell;
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
@@ -389,24 +389,31 @@ struct Parts {
 
 impl Read for Intake {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(buffer)?;
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+impl BufRead for Intake {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.failure.is_some() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         while self.chunk.as_ref().is_none_or(|chunk| chunk.length == self.at) {
             match self.advance() {
                 Ok(true) => {}
-                Ok(false) => return Ok(0),
+                Ok(false) => return Ok(&[]),
                 Err(error) => {
                     self.failure = Some(Failure::Store(error));
                     return Err(io::ErrorKind::BrokenPipe.into());
                 }
             }
         }
-        let Some(chunk) = &self.chunk else { return Ok(0) };
-        let bytes = &chunk.bytes()[self.at..];
-        let count = bytes.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&bytes[..count]);
+        Ok(self.chunk.as_ref().map_or(&[], |chunk| &chunk.bytes()[self.at..]))
+    }
+
+    fn consume(&mut self, count: usize) {
         self.at += count;
-        Ok(count)
     }
 }

@@ -15,7 +15,7 @@ mod tests;
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
@@ -163,14 +163,8 @@ pub enum PackError {
 ///
 /// # Errors
 /// [`PackError`]. Nothing of the archive's content can cause a panic.
-pub fn index_tar<R: Read>(tar: R, limits: &Limits) -> Result<LayerIndex, PackError> {
-    let mut archive = Archive {
-        tar,
-        offset: 0,
-        limits: *limits,
-        global: Extensions::default(),
-        buffer: vec![0; SKIP_BYTES],
-    };
+pub fn index_tar<R: BufRead>(tar: R, limits: &Limits) -> Result<LayerIndex, PackError> {
+    let mut archive = Archive { tar, offset: 0, limits: *limits, global: Extensions::default() };
     let mut builder = Builder::new(*limits);
     while let Some(entry) = archive.next_entry()? {
         builder.add(entry)?;
@@ -212,7 +206,7 @@ impl LayerIndex {
     ///
     /// # Errors
     /// As [`index_tar`].
-    pub fn describes<R: Read>(&self, tar: R, limits: &Limits) -> Result<bool, PackError> {
+    pub fn describes<R: BufRead>(&self, tar: R, limits: &Limits) -> Result<bool, PackError> {
         Ok(index_tar(tar, limits)?.image.bytes() == self.image.bytes())
     }
 
@@ -235,9 +229,6 @@ impl LayerIndex {
         Self { image }
     }
 }
-
-/// Bytes read at once while data is passed over.
-const SKIP_BYTES: usize = 1 << 17;
 
 /// An archive's entry with all that extensions say about it.
 #[derive(Debug)]
@@ -275,10 +266,9 @@ struct Archive<R> {
     offset: u64,
     limits: Limits,
     global: Extensions,
-    buffer: Vec<u8>,
 }
 
-impl<R: Read> Archive<R> {
+impl<R: BufRead> Archive<R> {
     /// The next entry with its data passed over, or None at the end of the archive.
     fn next_entry(&mut self) -> Result<Option<Entry>, PackError> {
         let mut extensions = self.global.clone();
@@ -477,18 +467,19 @@ impl<R: Read> Archive<R> {
         reader.finish().ok_or_else(bad)
     }
 
-    /// Passes over data and its padding.
+    /// Passes over data and its padding, which nobody copies.
     fn skip(&mut self, length: u64) -> Result<(), PackError> {
         let mut left = length.next_multiple_of(BLOCK as u64);
         while left > 0 {
-            let want = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
-            match self.tar.read(&mut self.buffer[..want]) {
+            match self.tar.fill_buf().map(<[u8]>::len) {
                 // Padding after the last file's data may be missing, as Go allows.
                 Ok(0) if left < BLOCK as u64 && left <= length.next_multiple_of(BLOCK as u64) - length => {
                     break;
                 }
                 Ok(0) => return Err(PackError::Truncated { offset: self.offset }),
-                Ok(count) => {
+                Ok(ready) => {
+                    let count = usize::try_from(left).unwrap_or(usize::MAX).min(ready);
+                    self.tar.consume(count);
                     self.offset += count as u64;
                     left -= count as u64;
                 }

@@ -1,7 +1,7 @@
 //! Starts the processes of a test and puts them together.
 
 use std::fs::{self, File};
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{BufReader, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -169,8 +169,10 @@ pub(crate) fn server(lower: &Lower, write: &Write) -> Result<Server, ServeError>
     let lower = match lower {
         Lower::Layers(paths) => {
             let layers: Vec<File> = paths.iter().map(|path| File::open(path).unwrap()).collect();
-            let indexes: Vec<_> =
-                layers.iter().map(|layer| index_tar(layer, &Limits::default()).unwrap()).collect();
+            let indexes: Vec<_> = layers
+                .iter()
+                .map(|layer| index_tar(BufReader::new(layer), &Limits::default()).unwrap())
+                .collect();
             let mut file = tempfile::tempfile().unwrap();
             merge(&indexes).unwrap().write_to(&mut file).unwrap();
             serve::Lower::Packed { index: MergedIndex::open(&file).unwrap(), layers }
