@@ -11,6 +11,7 @@
 //! additional_image_stores = []            # HOSTEL_ADDITIONAL_IMAGE_STORES, separated by colons
 //! local_dir = "/var/tmp/hostel-1000"      # HOSTEL_LOCAL_DIR
 //! keep_compressed = true                  # HOSTEL_KEEP_COMPRESSED
+//! wait_for_disk = false                   # HOSTEL_WAIT_FOR_DISK
 //! ```
 
 use std::collections::BTreeMap;
@@ -36,6 +37,7 @@ struct Document {
     additional_image_stores: Option<Vec<PathBuf>>,
     local_dir: Option<PathBuf>,
     keep_compressed: Option<bool>,
+    wait_for_disk: Option<bool>,
     #[serde(flatten)]
     unknown: BTreeMap<String, toml::Value>,
 }
@@ -85,6 +87,7 @@ fn decide(
         merged.additional_image_stores = document.additional_image_stores.or(merged.additional_image_stores);
         merged.local_dir = document.local_dir.or(merged.local_dir);
         merged.keep_compressed = document.keep_compressed.or(merged.keep_compressed);
+        merged.wait_for_disk = document.wait_for_disk.or(merged.wait_for_disk);
     }
     let root = flag
         .or_else(|| variable("HOSTEL_ROOT").map(PathBuf::from))
@@ -105,13 +108,16 @@ fn decide(
     if let Some(path) = &local {
         absolute("local_dir", path)?;
     }
-    let keep_compressed = match variable("HOSTEL_KEEP_COMPRESSED") {
-        Some(text) => text.to_str().and_then(parse_bool).ok_or_else(|| {
-            CliError::new(format!("HOSTEL_KEEP_COMPRESSED is {text:?}, which is neither true nor false"))
-        })?,
-        None => merged.keep_compressed.unwrap_or(true),
+    let switch = |name: &str, configured: Option<bool>, default: bool| match variable(name) {
+        Some(text) => text
+            .to_str()
+            .and_then(parse_bool)
+            .ok_or_else(|| CliError::new(format!("{name} is {text:?}, which is neither true nor false"))),
+        None => Ok(configured.unwrap_or(default)),
     };
-    let settings = Settings { additional, local, keep_compressed };
+    let keep_compressed = switch("HOSTEL_KEEP_COMPRESSED", merged.keep_compressed, true)?;
+    let wait_for_disk = switch("HOSTEL_WAIT_FOR_DISK", merged.wait_for_disk, false)?;
+    let settings = Settings { additional, local, keep_compressed, wait_for_disk };
     Ok(Config { root: std::path::absolute(root)?, settings, warnings })
 }
 
@@ -123,7 +129,7 @@ pub(crate) fn fuzz(path: &Path, text: &str) {
     }
 }
 
-const KEYS: [&str; 4] = ["root", "additional_image_stores", "local_dir", "keep_compressed"];
+const KEYS: [&str; 5] = ["root", "additional_image_stores", "local_dir", "keep_compressed", "wait_for_disk"];
 
 fn read(path: &Path) -> Result<Option<String>, CliError> {
     match fs::read_to_string(path) {
@@ -213,17 +219,24 @@ mod tests {
         let config = with(system, "keep_compressed = false", &env, None).unwrap();
         let additional = vec![PathBuf::from("/a"), PathBuf::from("/b")];
         let local = Some(PathBuf::from("/l"));
-        assert_eq!(config.settings, Settings { additional, local, keep_compressed: false });
+        assert_eq!(
+            config.settings,
+            Settings { additional, local, keep_compressed: false, wait_for_disk: false }
+        );
         let env = [
             ("HOME", "/h"),
             ("HOSTEL_ADDITIONAL_IMAGE_STORES", "/x::/y"),
             ("HOSTEL_LOCAL_DIR", "/m"),
             ("HOSTEL_KEEP_COMPRESSED", "1"),
+            ("HOSTEL_WAIT_FOR_DISK", "true"),
         ];
         let config = with(system, "keep_compressed = false", &env, None).unwrap();
         let additional = vec![PathBuf::from("/x"), PathBuf::from("/y")];
         let local = Some(PathBuf::from("/m"));
-        assert_eq!(config.settings, Settings { additional, local, keep_compressed: true });
+        assert_eq!(
+            config.settings,
+            Settings { additional, local, keep_compressed: true, wait_for_disk: true }
+        );
         assert_eq!(with("", "", &env[..1], None).unwrap().settings, Settings::default());
     }
 

@@ -113,7 +113,7 @@ impl Files {
             return store.layer(expected.diff_id)?.ok_or_else(missing);
         }
         let (reader, _) = self.open(expected.what)?.ok_or_else(missing)?;
-        ingest::store_layer(store, reader, expected, Durable::Now)
+        ingest::store_layer(store, reader, expected, Durable::Later)
     }
 }
 

@@ -1,5 +1,5 @@
 //! Layers that were not on the disk when the machine stopped (see `store::settle`), made again from
-//! the blobs that they came as.
+//! the blobs that they came as, where they came as blobs.
 
 use super::error::{ImageError, Result};
 use super::ingest::{self, Expected};
@@ -12,6 +12,14 @@ pub(super) fn ensure(store: &Store, entry: &ImageEntry) -> Result<()> {
     match settle::first_damaged(&tars)? {
         Some(_) => restore(store, entry),
         None => Ok(()),
+    }
+}
+
+/// As [`ensure`], for whoever can bring a lost layer: whether there is none.
+pub(super) fn is_whole(store: &Store, entry: &ImageEntry) -> Result<bool> {
+    match ensure(store, entry) {
+        Err(ImageError::Store(StoreError::Lost { .. })) => Ok(false),
+        result => result.map(|()| true),
     }
 }
 

@@ -278,7 +278,7 @@ fn stored(store: &Store, catalog: &Catalog, reference: &str, id: Digest) -> Resu
     let config = config(store, &id)?;
     intact::ensure(store, entry)?;
     let index = store.merged_index(&entry.layers)?;
-    make_native(store, &entry.layers, &config, Durable::Later);
+    make_native(store, &entry.layers, &config);
     let root = RootSource::Packed {
         index,
         layers: entry.layers.iter().map(|layer| store.layer_tar(layer)).collect(),
@@ -288,9 +288,9 @@ fn stored(store: &Store, catalog: &Catalog, reference: &str, id: Digest) -> Resu
 
 /// Takes out of an image's layers what is better read as plain files. The image works without:
 /// what fails here (a full disk, mostly) fails again, and is told, where it matters.
-fn make_native(store: &Store, layers: &[Digest], config: &ImageConfiguration, durable: Durable) {
+fn make_native(store: &Store, layers: &[Digest], config: &ImageConfiguration) {
     let hot = |index: &MergedIndex, tars: &[File]| hot::find(index, tars, config);
-    let _ = store.make_native(layers, Budget::default(), durable, hot);
+    let _ = store.make_native(layers, Budget::default(), Durable::Later, hot);
 }
 
 /// The config of a stored image.
@@ -465,12 +465,10 @@ fn add(store: &Store, files: &Files, candidate: Candidate) -> Result<Added> {
     let known = store.own_catalog()?.images.get(&candidate.id).cloned();
     let is_new = known.is_none();
     let entry = match known {
-        Some(entry) => entry,
-        None => store_image(store, files, &candidate)?,
+        Some(entry) if intact::is_whole(store, &entry)? => entry,
+        _ => store_image(store, files, &candidate)?,
     };
     store.merged_index(&entry.layers)?;
-    // Waited for: the end of a container syncs its whole filesystem, and would wait instead.
-    make_native(store, &entry.layers, &candidate.configuration, Durable::Now);
     let digest = match &candidate.manifest {
         Some((digest, bytes)) => {
             store.put_blob(bytes)?;
@@ -497,7 +495,7 @@ fn enter(store: &Store, Entering { id, entry, names, digest, is_new }: Entering)
     let names = store.update_catalog(|catalog| {
         let known = catalog.images.entry(id.clone()).or_insert_with(|| entry.clone());
         if known.original.is_none() && entry.original.is_some() {
-            *known = entry;
+            known.clone_from(&entry);
         }
         let named = names.into_iter().map(|name| {
             let new = NameEntry { image: id.clone(), digest: digest.clone() };
@@ -506,6 +504,7 @@ fn enter(store: &Store, Entering { id, entry, names, digest, is_new }: Entering)
         });
         Ok::<_, StoreError>(named.collect())
     })?;
+    store.begin_write_out(&entry.layers);
     Ok(Added { id, digest, names, is_new })
 }
 

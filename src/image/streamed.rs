@@ -150,7 +150,8 @@ fn read_member<R: Read>(
         return Ok(Member::Small(head));
     }
     let what = name.display().to_string();
-    let packed = pack(store, Box::new(Cursor::new(head).chain(entry)), &what, InputHash::Here, Durable::Now);
+    let packed =
+        pack(store, Box::new(Cursor::new(head).chain(entry)), &what, InputHash::Here, Durable::Later);
     let stored = packed.and_then(|packed| {
         let found = packed.found.clone();
         packed.publish(&what).map(|_| found)

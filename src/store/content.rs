@@ -305,7 +305,12 @@ impl LayerWriter {
         }
         sync_directory(path)?;
         let layer = StoredLayer { tar_bytes: self.tar.written(), content_bytes: index.total_size() };
-        self.staged.publish(&self.store.own_layer_directory(diff_id))?;
+        let place = self.store.own_layer_directory(diff_id);
+        if place.exists() {
+            // One that a stop of the machine tore makes room.
+            self.store.is_intact(diff_id)?;
+        }
+        self.staged.publish(&place)?;
         self.store.link_layer(diff_id)?;
         Ok(layer)
     }

@@ -183,7 +183,7 @@ pub enum StoreError {
     },
     /// A layer that was not on the disk when the machine stopped.
     #[error(
-        "the layer {layer} was not on the disk yet when the machine stopped; running or pulling its image makes it again"
+        "the layer {layer} was not on the disk yet when the machine stopped: pull or load its image again"
     )]
     Lost {
         /// Its diff id.

@@ -16,11 +16,13 @@ pub struct Settings {
     pub local: Option<PathBuf>,
     /// Whether layers of registries stay as they came, beside the packed ones (`keep_compressed`).
     pub keep_compressed: bool,
+    /// Whether `load` and `pull` wait until the disk has all that they bring (`wait_for_disk`).
+    pub wait_for_disk: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { additional: Vec::new(), local: None, keep_compressed: true }
+        Self { additional: Vec::new(), local: None, keep_compressed: true, wait_for_disk: false }
     }
 }
 

@@ -1,29 +1,34 @@
 //! Layers whose bytes reach the disk later.
 //!
-//! A layer that a registry's blob can be made into again need not wait for the disk: the blob beside
-//! it is synced, its tar is three times as large. Such a layer has a mark,
+//! A layer that can be had again need not wait for the disk. One of a registry is made again from its
+//! blob, which is synced: the tar beside it is three times as large. One of an archive comes again
+//! with the archive. (What was made here, by a commit or a build, is in no other place and waits.)
+//! Such a layer has a mark,
 //!
 //! ```text
 //! layers/<hex>/unsettled   the boot (proc(5), boot_id) in which layer.tar was written without a sync
 //! ```
 //!
 //! which is on the disk before the layer has its name. Within that boot the kernel has the bytes,
-//! whatever happens to processes. The mark goes when the tar has been synced: at the first start
-//! after the kernel will have written it by itself (`WRITTEN_AFTER`), or before a collection could
-//! take the blob. A mark of another boot means that the machine may have stopped in between: then the
-//! tar is hashed before it is used, once, and a layer that is not what its name says is none. The
-//! image module makes it again from the blob.
+//! whatever happens to processes, and is told to begin writing when the image is there. The mark
+//! goes when the tar has been synced: at the first start after the kernel will have written it by
+//! itself (`WRITTEN_AFTER`), or before a collection could take the blob. A mark of another boot means
+//! that the machine may have stopped in between: then the tar is hashed before it is used, once, and a
+//! layer that is not what its name says is none. The image module makes it again from the blob, or
+//! says that it is lost. `Settings::wait_for_disk` does without all of this.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
 use super::staging::{sync_directory, write_synced};
-use super::{Result, Store, StoreError, containers, local, read_limited};
+use super::{Result, Settings, Store, StoreError, containers, local, read_limited};
 use crate::id::Digest;
+use crate::sys::fd;
 
 /// The mark's name, beside layer.tar.
 const MARK: &str = "unsettled";
@@ -40,7 +45,7 @@ const READ_BYTES: usize = 1 << 20;
 pub enum Durable {
     /// Before the layer has its name.
     Now,
-    /// When the kernel comes to it. The blob that the layer can be made from again must be synced
+    /// When the kernel comes to it. A blob that the layer is to be made from again must be synced
     /// before the layer gets its name.
     Later,
 }
@@ -55,12 +60,14 @@ pub(super) enum Settling {
 }
 
 impl Store {
-    /// What is possible here: a network's filesystem belongs to several machines, each with boots of
-    /// its own.
+    /// What is wanted and possible here: a network's filesystem belongs to several machines, each with
+    /// boots of its own.
     pub(super) fn durable(&self, wanted: Durable) -> Durable {
         match wanted {
             Durable::Later
-                if local::remote_kind(&self.root).is_none() && !containers::boot_id().is_empty() =>
+                if !Settings::current().wait_for_disk
+                    && local::remote_kind(&self.root).is_none()
+                    && !containers::boot_id().is_empty() =>
             {
                 Durable::Later
             }
@@ -85,6 +92,18 @@ impl Store {
         Ok(is_intact)
     }
 
+    /// Has the kernel begin to write layers that it would write in half a minute. Called when all else
+    /// of a command is on the disk: ext4 lets no later sync end before what it has begun.
+    pub fn begin_write_out(&self, layers: &[Digest]) {
+        for tar in layers.iter().map(|layer| self.layer_tar(layer)) {
+            if matches!(settling(&tar.with_file_name("")), Ok(Settling::ThisBoot(_)))
+                && let Ok(file) = File::open(&tar)
+            {
+                fd::begin_write_out(file.as_fd());
+            }
+        }
+    }
+
     /// Waits until a layer of this store is on the disk.
     pub(super) fn settle(&self, diff_id: &Digest) -> Result<()> {
         let tar = self.layer_tar(diff_id);
@@ -96,8 +115,8 @@ impl Store {
     }
 }
 
-/// Whether layers, by the paths of their tars, may be used; gives the first that may not. Costs one
-/// look a layer where all are on the disk.
+/// Whether layers, by the paths of their tars, may be used; gives the first that may not, or that was
+/// found damaged before and is gone. Costs two looks a layer where all are on the disk.
 ///
 /// # Errors
 /// A layer cannot be read or synced.
@@ -106,7 +125,7 @@ pub fn first_damaged(tars: &[PathBuf]) -> Result<Option<Digest>> {
         let name = tar.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
         // Not a layer's place in a store: nothing is known about it.
         let Ok(diff_id) = format!("sha256:{name}").parse::<Digest>() else { continue };
-        if !settle_if_due(tar, &diff_id)? {
+        if !tar.exists() || !settle_if_due(tar, &diff_id)? {
             return Ok(Some(diff_id));
         }
     }

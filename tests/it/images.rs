@@ -211,6 +211,46 @@ fn damaged_archives_are_refused() {
 }
 
 #[test]
+fn a_loaded_image_torn_by_a_stop_of_the_machine_is_told_and_comes_again() {
+    let Some(archive) = fixtures::busybox_archive() else { return crate::harness::skip("no busybox-static") };
+    let bytes = fs::read(&archive).unwrap();
+    for waits in [false, true] {
+        let h = Hostel::empty();
+        let load = |input: &[u8]| {
+            h.cmd("load -q").env("HOSTEL_WAIT_FOR_DISK", &waits.to_string()).stdin(input).run()
+        };
+        load(&bytes).ok();
+        let layer = fs::read_dir(h.root().join("layers")).unwrap().next().unwrap().unwrap().path();
+        let (tar, mark) = (layer.join("layer.tar"), layer.join("unsettled"));
+        assert_eq!(mark.exists(), !waits);
+        if waits {
+            continue;
+        }
+        let whole = fs::read(&tar).unwrap();
+        let tear = || {
+            fs::write(&tar, &whole[..whole.len() / 2]).unwrap();
+            fs::write(&mark, "another-boot\n").unwrap();
+        };
+        tear();
+        for _ in 0..2 {
+            h.run("run --rm busybox true")
+                .fails(125, &["was not on the disk yet", "pull or load its image again"]);
+        }
+        load(&bytes).ok();
+        h.run("run --rm busybox echo hi").ok().stdout("hi\n");
+        // A stream is read once, and finds the torn layer in its place.
+        tear();
+        load(&fixtures::gzip(&bytes)).ok();
+        assert_eq!(fs::read(&tar).unwrap(), whole);
+        h.run("run --rm busybox echo hi").ok().stdout("hi\n");
+        // A whole one is only looked at.
+        fs::write(&mark, "another-boot\n").unwrap();
+        h.run("run --rm busybox echo hi").ok().stdout("hi\n");
+        assert!(!mark.exists());
+    }
+}
+
+#[test]
 fn wrong_digests_are_refused() {
     let h = Hostel::empty();
     let blob = |dir: &std::path::Path, data: &[u8]| dir.join("blobs/sha256").join(fixtures::digest(data));
