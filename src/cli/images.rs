@@ -10,7 +10,7 @@ use super::format::{Table, ago, go_time, human_size, human_size_exact, render_in
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::Digest;
 use crate::image::registry::RegistryError;
-use crate::image::{self, ContainerUse, ImageError, Reference};
+use crate::image::{self, ContainerUse, ImageError, Platform, Reference};
 use crate::store::containers::Containers;
 use crate::store::{Catalog, ImageEntry, Store};
 
@@ -45,6 +45,9 @@ pub struct InspectArgs {
     /// Format output using a custom template: 'json', or 'TEMPLATE'
     #[arg(short, long)]
     format: Option<String>,
+    /// Only if the image is for this platform (os[/arch[/variant]])
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
     /// IMAGE [IMAGE...]
     #[arg(required = true)]
     images: Vec<String>,
@@ -62,6 +65,9 @@ pub struct HistoryArgs {
     /// Don't truncate output
     #[arg(long)]
     no_trunc: bool,
+    /// Only if the image is for this platform (os[/arch[/variant]])
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
     /// Only show image IDs
     #[arg(short, long)]
     quiet: bool,
@@ -292,9 +298,13 @@ pub fn inspect(ctx: &Context, args: &InspectArgs) -> Outcome {
     let store = Store::open(&ctx.root)?;
     let catalog = store.catalog()?;
     for name in &args.images {
-        match image::find(&catalog, name) {
+        let found = image::find(&catalog, name).map_err(image_error);
+        match found.and_then(|id| {
+            require_platform(&store, name, args.platform.as_deref())?;
+            Ok(id)
+        }) {
             Ok(id) => objects.push(describe(&store, &catalog, &id)?),
-            Err(error) => missing.push(image_error(error)),
+            Err(error) => missing.push(error),
         }
     }
     let format = args.format.as_deref();
@@ -305,6 +315,20 @@ pub fn inspect(ctx: &Context, args: &InspectArgs) -> Outcome {
         eprintln!("{}", error.render());
     }
     Ok(if missing.is_empty() { Exit::Success } else { Exit::Failure })
+}
+
+/// Refuses an image that is for another platform than `--platform` names. What is not there is left to
+/// whoever looks for it.
+///
+/// # Errors
+/// It is for another one; the text is no platform.
+pub fn require_platform(store: &Store, name: &str, platform: Option<&str>) -> Result<(), CliError> {
+    let Some(text) = platform else { return Ok(()) };
+    let platform: Platform = text.parse().map_err(CliError::new)?;
+    match image::find(&store.catalog()?, name) {
+        Ok(id) => image::check_platform(store, &id, name, Some(&platform)).map_err(image_error),
+        Err(_) => Ok(()),
+    }
 }
 
 /// Docker's JSON of an image; `None` where there is no such image.
@@ -422,6 +446,7 @@ pub fn history(ctx: &Context, args: &HistoryArgs) -> Outcome {
     let store = Store::open(&ctx.root)?;
     let catalog = store.catalog()?;
     let id = image::find(&catalog, &args.image).map_err(image_error)?;
+    require_platform(&store, &args.image, args.platform.as_deref())?;
     let config = image::config(&store, &id).map_err(image_error)?;
     let mut layers =
         catalog.images.get(&id).map(|entry| entry.layers.clone()).unwrap_or_default().into_iter();

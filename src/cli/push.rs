@@ -1,6 +1,6 @@
 //! Upload an image to a registry
 
-use super::images::image_error;
+use super::images::{self, image_error};
 use super::progress::Show;
 use super::{CliError, Context, Exit, Outcome};
 use crate::image::registry::{self, Format};
@@ -19,6 +19,9 @@ pub struct Args {
     /// Skip image signing (accepted: nothing is signed)
     #[arg(long, hide = true)]
     disable_content_trust: bool,
+    /// Only if the image is for this platform (os[/arch[/variant]])
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
     /// Suppress verbose output
     #[arg(short, long)]
     quiet: bool,
@@ -34,6 +37,7 @@ pub struct Args {
 pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let store = Store::open(&ctx.root)?;
     let reference: Reference = args.name.parse().map_err(CliError::from)?;
+    images::require_platform(&store, &args.name, args.platform.as_deref())?;
     let format = match args.compression_format.as_deref() {
         None => None,
         Some("zstd") => Some(Format::Zstd),

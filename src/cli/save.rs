@@ -6,7 +6,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::images::image_error;
+use super::images::{self, image_error};
 use super::{CliError, Context, Exit, Outcome};
 use crate::image::{self, ImageError, SaveFormat};
 use crate::store::Store;
@@ -23,6 +23,9 @@ pub struct Args {
     /// Write to a file, instead of STDOUT
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Only if the image is for this platform (os[/arch[/variant]])
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
     /// Suppress the output (nothing is printed in any case)
     #[arg(short, long)]
     quiet: bool,
@@ -37,6 +40,9 @@ pub struct Args {
 /// No such image, or the archive cannot be written.
 pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let store = Store::open(&ctx.root)?;
+    for image in &args.images {
+        images::require_platform(&store, image, args.platform.as_deref())?;
+    }
     if matches!(args.format, SaveFormat::OciDir | SaveFormat::DockerDir) {
         let Some(path) = &args.output else {
             return Err(CliError::new("a directory format needs the directory's name: give it with -o"));

@@ -37,6 +37,7 @@ mod handed_over;
 mod hot;
 mod ingest;
 mod intact;
+mod kept;
 mod platform;
 pub mod policy;
 mod reference;
@@ -464,10 +465,11 @@ fn add_all(
 fn add(store: &Store, files: &Files, candidate: Candidate) -> Result<Added> {
     let known = store.own_catalog()?.images.get(&candidate.id).cloned();
     let is_new = known.is_none();
-    let entry = match known {
+    let mut entry = match known {
         Some(entry) if intact::is_whole(store, &entry)? => entry,
         _ => store_image(store, files, &candidate)?,
     };
+    kept::keep(store, files, &candidate, &mut entry)?;
     store.merged_index(&entry.layers)?;
     let digest = match &candidate.manifest {
         Some((digest, bytes)) => {

@@ -23,10 +23,9 @@ use super::error::{ImageError, Result};
 use super::find::find;
 use super::reference::Reference;
 use crate::id::Digest;
-use crate::store::{Catalog, ImageEntry, Store};
+use crate::store::{Catalog, ImageEntry, OCI_MANIFEST, Store};
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";

@@ -13,8 +13,8 @@ use serde_json::json;
 use super::{Result, Store, StoreError, read_json};
 use crate::id::Digest;
 
-/// Media types of the OCI image specification (media-types.md) that the store itself writes.
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// The media type of an image layout's manifests (OCI image specification).
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -158,7 +158,7 @@ impl Store {
 pub(super) fn layout_index(catalog: &Catalog) -> serde_json::Value {
     let descriptor = |entry: &ImageEntry, name: Option<&str>| {
         let mut descriptor = json!({
-            "mediaType": MANIFEST, "digest": entry.manifest, "size": entry.manifest_bytes,
+            "mediaType": OCI_MANIFEST, "digest": entry.manifest, "size": entry.manifest_bytes,
             "platform": { "architecture": entry.architecture, "os": entry.os },
         });
         if let Some(name) = name {
@@ -185,7 +185,7 @@ pub(super) fn layout_manifest(config: (&Digest, u64), layers: &[(Digest, u64)]) 
         .map(|(digest, size)| json!({ "mediaType": LAYER_TAR, "digest": digest, "size": size }))
         .collect();
     json!({
-        "schemaVersion": 2, "mediaType": MANIFEST,
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST,
         "config": { "mediaType": CONFIG, "digest": config.0, "size": config.1 },
         "layers": layers,
     })

@@ -161,6 +161,18 @@ fn an_image_for_another_platform_runs_as_far_as_the_kernel_can() {
     h.run(other)
         .fails(125, &["does not match the specified platform: wanted linux/riscv64, actual: linux/s390x"]);
     h.run("run --rm --platform linux/ otherarch true").fails(125, &["--platform", "invalid platform"]);
+    let out = h.scratch("out").join("x.tar");
+    let save = format!("save -o {}", out.display());
+    for verb in [&save, "history", "image inspect", "push"] {
+        h.run(&format!("{verb} --platform linux/arm64 otherarch"))
+            .code(1)
+            .stderr_has("does not match the specified platform: wanted linux/arm64, actual: linux/s390x");
+        h.run(&format!("{verb} --platform linux/ otherarch")).code(1).stderr_has("invalid platform");
+        h.run(&format!("{verb} --platform linux/arm64 nosuch")).code(1).stderr_has("nosuch");
+        if verb != "push" {
+            h.run(&format!("{verb} --platform linux/s390x otherarch")).ok();
+        }
+    }
     // A program for another processor, where the kernel has no emulator for it.
     let program = h.place("program");
     let mut bytes = fs::read("/bin/busybox").unwrap();

@@ -19,7 +19,7 @@ use crate::image::handed_over::{
 use crate::image::platform::Platform;
 use crate::image::policy::Policy;
 use crate::image::{self, Added, Choice, Entering, ImageError, Reference, ReferenceError, told};
-use crate::store::{Settings, Store, StoreError};
+use crate::store::{OCI_MANIFEST, Settings, Store, StoreError};
 use crate::sys;
 
 /// Bytes of one compressed layer; `ingest` has the limit for uncompressed ones.
@@ -361,7 +361,6 @@ impl One<'_> {
     }
 }
 
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIGS: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 const LAYERS: [&str; 6] = [

@@ -21,9 +21,8 @@ use super::upload::Upload;
 use super::{LayerEvent, PARALLEL_LAYERS, Progress, Session};
 use crate::id::Digest;
 use crate::image::{ImageError, Reference, find::by_name, intact, told};
-use crate::store::{Catalog, ImageEntry, Settings, Store, StoreError};
+use crate::store::{Catalog, ImageEntry, OCI_MANIFEST, Settings, Store, StoreError};
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// zlib's own compromise, and docker's.
 const GZIP_LEVEL: u32 = 6;
@@ -181,7 +180,7 @@ impl Push<'_> {
             }
             layers.push((layer.digest, layer.size));
         }
-        let media_type = manifest.media_type.unwrap_or_else(|| MANIFEST.to_owned());
+        let media_type = manifest.media_type.unwrap_or_else(|| OCI_MANIFEST.to_owned());
         Ok(Some(Outgoing { media_type, bytes, layers }))
     }
 
@@ -195,12 +194,12 @@ impl Push<'_> {
             .map(|(digest, size)| json!({ "mediaType": format.media_type(), "digest": digest, "size": size }))
             .collect();
         let manifest = json!({
-            "schemaVersion": 2, "mediaType": MANIFEST,
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST,
             "config": { "mediaType": CONFIG, "digest": id, "size": config.len() },
             "layers": descriptors,
         });
         let bytes = manifest.to_string().into_bytes();
-        Ok(Outgoing { media_type: MANIFEST.to_owned(), bytes, layers: compressed })
+        Ok(Outgoing { media_type: OCI_MANIFEST.to_owned(), bytes, layers: compressed })
     }
 
     fn compress_layer(&self, layer: &Digest, format: Format) -> Result<(Digest, u64), ImageError> {
