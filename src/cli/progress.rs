@@ -183,7 +183,8 @@ impl Progress for Show {
                 }
             }
             LayerEvent::Exists => {
-                state.layers += 1;
+                // A push waits with each layer first.
+                state.layers += usize::from(self.words == PULL);
                 state.reused += 1;
                 self.end(state, digest, self.words.exists);
             }

@@ -46,6 +46,7 @@ fn an_image_goes_to_a_registry_and_comes_back_the_same() {
     // What is there already is not sent again, and the bytes do not change.
     let again = h.run(&format!("push {name}"));
     again.ok().has(": Layer already exists\n").lacks(": Pushed");
+    again.stderr_has("Reused 1 of 1 layers; transferred 0B\n");
     assert_eq!(pushed(&again), digest);
     assert_eq!(h.run(&format!("push -q {name}")).ok().out(), name);
 
