@@ -4,9 +4,9 @@
 use std::fs::{self, File};
 use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use super::error::Problem;
+use super::git::{Repository, is_repository};
 use super::scratch::Scratch;
 use crate::image::{registry, uncompressed};
 use crate::plan::dockerfile::ignore::Ignore;
@@ -44,6 +44,8 @@ pub struct Asked<'a> {
     pub context: &'a str,
     /// `-f`.
     pub file: Option<&'a str>,
+    /// Of a repository its `.git` stays (the build argument BUILDKIT_CONTEXT_KEEP_GIT_DIR).
+    pub keep_git_dir: bool,
 }
 
 impl Context {
@@ -68,7 +70,7 @@ impl Context {
                 Self::of_stream(store, head, &mut stdin, &mut scratch, &mut inline)?
             }
             path if is_local => Some(fs::canonicalize(path)?),
-            url if is_git(url) => Some(clone(store, url, &mut scratch)?),
+            url if is_repository(url) => Some(clone(store, url, asked.keep_git_dir, &mut scratch)?),
             url if url.starts_with("http://") || url.starts_with("https://") => {
                 let fetched = registry::download(url).map_err(|error| Problem::chain(&error))?;
                 let (mut head, mut body) = (Vec::new(), fetched.body);
@@ -214,58 +216,16 @@ fn unpack(stream: &mut dyn Read, place: &Path) -> Result<(), Problem> {
     Ok(())
 }
 
-fn is_git(url: &str) -> bool {
-    let base = url.split('#').next().unwrap_or(url);
-    let scheme = ["git://", "git@", "ssh://"].iter().any(|scheme| url.starts_with(scheme));
-    scheme
-        || url.starts_with("github.com/")
-        || (base.starts_with("http://") || base.starts_with("https://") || base.starts_with("file://"))
-            && base.ends_with(".git")
-}
-
-/// `URL#REF:DIR`, by the machine's own git.
-fn clone(store: &Store, url: &str, scratch: &mut Option<Scratch>) -> Result<PathBuf, Problem> {
-    let (address, fragment) = url.split_once('#').unwrap_or((url, ""));
-    let (reference, directory) = fragment.split_once(':').unwrap_or((fragment, ""));
-    let address =
-        if address.starts_with("github.com/") { format!("https://{address}") } else { address.to_owned() };
-    if reference.starts_with('-') || address.starts_with('-') {
-        return Err(Problem::new(format!("{url} is no git address")));
-    }
+/// A repository's files, in a directory of the build's own.
+fn clone(
+    store: &Store,
+    url: &str,
+    keep_git_dir: bool,
+    scratch: &mut Option<Scratch>,
+) -> Result<PathBuf, Problem> {
+    let repository = Repository::parse(url)?;
     let made = Scratch::new(store)?;
-    let place = made.directory("context")?;
-    let git = |arguments: &[&str]| -> Result<(), Problem> {
-        let output = Command::new("git")
-            .arg("-C")
-            .arg(&place)
-            .args(["-c", "core.hooksPath=/dev/null", "-c", "protocol.ext.allow=never"])
-            .args(arguments)
-            .env("GIT_TERMINAL_PROMPT", "0")
-            .output()
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => Problem::new(format!(
-                    "cannot fetch {url}: git is not installed here; clone it and build the directory"
-                )),
-                _ => Problem::new(format!("cannot run git: {error}")),
-            })?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        Err(Problem::new(format!("failed to fetch {address}: {text}")))
-    };
-    git(&["init", "-q"])?;
-    git(&["remote", "add", "origin", &address])?;
-    let wanted = if reference.is_empty() { "HEAD" } else { reference };
-    git(&["fetch", "-q", "--depth", "1", "origin", wanted])?;
-    git(&["checkout", "-q", "FETCH_HEAD"])?;
-    git(&["submodule", "update", "-q", "--init", "--recursive", "--depth", "1"])?;
-    fs::remove_dir_all(place.join(".git"))?;
-    let inside = fs::canonicalize(place.join(directory))
-        .map_err(|_| Problem::new(format!("{address} has no directory {directory:?}")))?;
-    if !inside.starts_with(fs::canonicalize(&place)?) {
-        return Err(Problem::new(format!("{directory:?} is not in {address}")));
-    }
+    let inside = repository.check_out(&made.directory("context")?, keep_git_dir)?;
     *scratch = Some(made);
     Ok(inside)
 }

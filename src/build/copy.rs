@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use super::digests::FileDigests;
 use super::error::Problem;
 use super::tree::{Facts, Kind, Node, Tree, split};
+use super::unpack::InImage;
 use crate::id::Digest;
 use crate::plan::dockerfile::ignore::{Ignore, Matched, glob};
 use crate::plan::user;
@@ -215,33 +216,20 @@ impl CopyJob {
     fn matches(&self, tree: &Tree) -> Result<Vec<Match>, Problem> {
         let mut found = Vec::new();
         for source in &self.sources {
-            let before = found.len();
+            // As with BuildKit, a pattern that nothing matches is no error, a name that is not there is.
             if source.contains(['*', '?', '[']) {
                 self.wildcard(tree, source, &mut found)?;
-                if found.len() == before {
-                    return Err(Problem::new(format!(
-                        "no files match {source:?} in the {}",
-                        self.origin_name()
-                    )));
-                }
                 continue;
             }
             let missing =
                 || Problem::new(format!("failed to compute cache key: {:?}: not found", absolute(source)));
             let (path, node) = tree.find(source.as_bytes())?.ok_or_else(missing)?;
-            if !path.is_empty() && self.is_left_out(&path) && !self.may_keep_below(&path, &node) {
+            if !path.is_empty() && self.is_left_out(&path) && !self.keeps_below(tree, &path, &node)? {
                 return Err(missing());
             }
             found.push(self.matched(source.as_bytes(), path, node));
         }
         Ok(found)
-    }
-
-    fn origin_name(&self) -> &'static str {
-        match self.origin {
-            Origin::Directory { .. } => "build context",
-            Origin::Image { .. } => "image",
-        }
     }
 
     fn matched(&self, written: &[u8], path: Vec<u8>, node: Node) -> Match {
@@ -294,7 +282,7 @@ impl CopyJob {
                     };
                     let Some((real, node)) = resolved else { continue };
                     if is_last {
-                        if self.is_left_out(&real) && !self.may_keep_below(&real, &node) {
+                        if self.is_left_out(&real) && !self.keeps_below(tree, &real, &node)? {
                             continue;
                         }
                         found.push(self.matched(&at, real, node));
@@ -312,9 +300,16 @@ impl CopyJob {
         self.origin.ignore().is_some_and(|ignore| matched_along(ignore, path).excluded())
     }
 
-    fn may_keep_below(&self, path: &[u8], node: &Node) -> bool {
-        node.facts.kind == Kind::Directory
-            && self.origin.ignore().is_some_and(|ignore| ignore.may_keep_below(path))
+    /// Whether a directory that is left out holds something that is not.
+    fn keeps_below(&self, tree: &Tree, path: &[u8], node: &Node) -> Result<bool, Problem> {
+        let Some(ignore) = self.origin.ignore() else { return Ok(false) };
+        if node.facts.kind != Kind::Directory || !ignore.may_keep_below(path) {
+            return Ok(false);
+        }
+        let matched = matched_along(ignore, path);
+        let mut nothing = |_: &Walked<'_>| Ok(());
+        let mut walk = Walk { tree, ignore: Some(ignore), exclude: None, each: &mut nothing, count: 0 };
+        walk.has_kept(path, b"", node, Some(&matched), None, 0)
     }
 
     /// Calls `each` for a source and everything in it that is not left out, directories first.
@@ -652,7 +647,7 @@ impl<W: Write> Layer<'_, W> {
             push(&mut at, name);
             // The directory itself is the caller's to make.
             if !(is_directory && number + 1 == missing.len()) {
-                self.make_directory(&at)?;
+                self.make_directory(&at, self.now())?;
             }
         }
         let existing = match &last {
@@ -667,21 +662,18 @@ impl<W: Write> Layer<'_, W> {
         Ok(Target { path: at, existing })
     }
 
-    fn make_directory(&mut self, path: &[u8]) -> Result<(), Problem> {
+    /// Makes a directory on the way to the destination, as BuildKit does: with the bits that `--chmod`
+    /// gives, whatever the source's are.
+    fn make_directory(&mut self, path: &[u8], mtime: Timestamp) -> Result<(), Problem> {
         if !self.made.insert(path.to_vec()) {
             return Ok(());
         }
         let (uid, gid) = self.owner.unwrap_or((0, 0));
-        let mtime = self.now();
-        self.writer.entry(&Entry {
-            path,
-            kind: EntryKind::Directory,
-            mode: 0o755,
-            uid,
-            gid,
-            mtime,
-            xattrs: &[],
-        })?;
+        let mode = match self.mode {
+            Some(ModeChange::Bits(bits)) => bits,
+            _ => 0o755,
+        };
+        self.writer.entry(&Entry { path, kind: EntryKind::Directory, mode, uid, gid, mtime, xattrs: &[] })?;
         Ok(())
     }
 
@@ -741,8 +733,8 @@ impl<W: Write> Layer<'_, W> {
         // The image's directories below: existing ones are merged with, anything else is in the way.
         let mut below: BTreeMap<Vec<u8>, bool> = BTreeMap::new();
         below.insert(root.clone(), target.existing.is_some());
-        if target.existing.is_none() && !root.is_empty() && !self.made.contains(&root) {
-            self.node(tree, &root, &found.node)?;
+        if target.existing.is_none() && !root.is_empty() {
+            self.make_directory(&root, self.time(found.node.facts.mtime))?;
         }
         let job = self.job;
         let mut failed = None;
@@ -757,12 +749,9 @@ impl<W: Write> Layer<'_, W> {
             let existing = if in_image { self.kind_at(&path)? } else { None };
             let is_directory = walked.node.facts.kind == Kind::Directory;
             match existing {
+                // As with BuildKit it becomes what the source's is; what else is in it stays.
                 Some(Kind::Directory) if is_directory => {
                     below.insert(path.clone(), true);
-                    // As BuildKit: an existing directory stays what it is, unless an owner or mode is asked for.
-                    if self.owner.is_none() && self.mode.is_none() {
-                        return Ok(());
-                    }
                 }
                 Some(Kind::Directory) => {
                     failed = Some(Problem::new(format!(
@@ -892,12 +881,31 @@ impl<W: Write> Layer<'_, W> {
     fn archive(&mut self, content: &dyn Content, size: u64, destination: &[u8]) -> Result<(), Problem> {
         let target = self.target(destination, true)?;
         if target.existing.is_none() && !target.path.is_empty() {
-            self.make_directory(&target.path)?;
+            self.make_directory(&target.path, self.now())?;
         }
         let owner = self.owner;
         let clamp_s = self.job.clamp_s;
-        super::unpack::copy(content, size, &target.path, owner, clamp_s, &mut self.writer)
+        let image = &self.image;
+        let in_image = |path: &[u8]| in_image(image, path);
+        let times = (self.job.now_s, clamp_s);
+        super::unpack::copy(content, size, &target.path, owner, times, &in_image, &mut self.writer)
     }
+}
+
+/// What the image has at a path; no symlink is followed on the way.
+fn in_image(image: &Tree, path: &[u8]) -> Result<InImage, Problem> {
+    let mut node = image.root()?;
+    for name in split(path) {
+        match image.child(&node, name)? {
+            Some(child) => node = child,
+            None => return Ok(InImage::Nothing),
+        }
+    }
+    Ok(match node.facts.kind {
+        Kind::Directory => InImage::Directory,
+        Kind::Symlink => InImage::Link(image.target(&node)?),
+        _ => InImage::Other,
+    })
 }
 
 fn push(path: &mut Vec<u8>, name: &[u8]) {

@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -27,9 +28,33 @@ type Key = [u64; 7];
 #[derive(Debug, Default)]
 pub(super) struct FileDigests {
     path: Option<PathBuf>,
-    known: HashMap<Key, [u8; 32]>,
-    used: HashMap<Key, [u8; 32]>,
+    known: HashMap<Key, Known, BuildHasherDefault<Mix>>,
     changed: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    digest: [u8; 32],
+    /// By this build.
+    used: bool,
+}
+
+/// Numbers of files are no stranger's to choose, so that a cheap hash will do.
+#[derive(Debug, Default)]
+struct Mix(u64);
+
+impl Hasher for Mix {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for word in bytes.chunks_exact(8) {
+            let word = u64::from_le_bytes(word.try_into().unwrap_or_default());
+            // The constant of FxHash: an odd number near 2^64 over pi.
+            self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+        }
+    }
 }
 
 impl FileDigests {
@@ -37,27 +62,25 @@ impl FileDigests {
     pub(super) fn open(store: &Store) -> Self {
         let Ok(path) = store.file_digests() else { return Self::default() };
         let bytes = fs::read(&path).unwrap_or_default();
-        let mut known = HashMap::new();
-        if let Some(rest) = bytes.strip_prefix(MAGIC) {
-            for record in rest.chunks_exact(RECORD).take(MAX_FILES) {
-                let mut key = [0; 7];
-                for (number, word) in record[..56].chunks_exact(8).enumerate() {
-                    key[number] = u64::from_le_bytes(word.try_into().unwrap_or_default());
-                }
-                let mut digest = [0; 32];
-                digest.copy_from_slice(&record[56..]);
-                known.insert(key, digest);
+        let records = bytes.strip_prefix(MAGIC).unwrap_or_default().chunks_exact(RECORD).take(MAX_FILES);
+        let mut known = HashMap::with_capacity_and_hasher(records.len(), BuildHasherDefault::default());
+        for record in records {
+            let mut key = [0; 7];
+            for (number, word) in record[..56].chunks_exact(8).enumerate() {
+                key[number] = u64::from_le_bytes(word.try_into().unwrap_or_default());
             }
+            let mut digest = [0; 32];
+            digest.copy_from_slice(&record[56..]);
+            known.insert(key, Known { digest, used: false });
         }
-        Self { path: Some(path), known, used: HashMap::new(), changed: false }
+        Self { path: Some(path), known, changed: false }
     }
 
     /// A file's digest, if it is known.
     pub(super) fn get(&mut self, facts: &Facts) -> Option<[u8; 32]> {
-        let key = key(facts)?;
-        let digest = *self.known.get(&key)?;
-        self.used.insert(key, digest);
-        Some(digest)
+        let known = self.known.get_mut(&key(facts)?)?;
+        known.used = true;
+        Some(known.digest)
     }
 
     /// Remembers a file's digest; `facts` are from before it was read.
@@ -67,7 +90,7 @@ impl FileDigests {
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos().cast_signed());
         let changed = i128::from(stamp.ctime_s) * 1_000_000_000 + i128::from(stamp.ctime_ns);
         if now - changed > SETTLED_NS {
-            self.used.insert(key, digest);
+            self.known.insert(key, Known { digest, used: true });
             self.changed = true;
         }
     }
@@ -75,15 +98,14 @@ impl FileDigests {
     /// Leaves it for the next build: what this one used, and of the rest what there is room for.
     pub(super) fn save(self, store: &Store) {
         let Some(path) = self.path.filter(|_| self.changed) else { return };
-        let rest = self.known.into_iter().filter(|(key, _)| !self.used.contains_key(key));
-        let rest: Vec<_> = rest.take(MAX_FILES.saturating_sub(self.used.len())).collect();
-        let mut bytes = Vec::with_capacity(MAGIC.len() + (self.used.len() + rest.len()) * RECORD);
+        let mut bytes = Vec::with_capacity(MAGIC.len() + self.known.len().min(MAX_FILES) * RECORD);
         bytes.extend_from_slice(MAGIC);
-        for (key, digest) in self.used.into_iter().chain(rest).take(MAX_FILES) {
+        let of = |used: bool| self.known.iter().filter(move |(_, known)| known.used == used);
+        for (key, known) in of(true).chain(of(false)).take(MAX_FILES) {
             for word in key {
                 bytes.extend_from_slice(&word.to_le_bytes());
             }
-            bytes.extend_from_slice(&digest);
+            bytes.extend_from_slice(&known.digest);
         }
         let _ = store.write_unsynced(&path, &bytes); // a cache
     }

@@ -20,12 +20,14 @@
 //! inputs give the same layers of COPY, ADD and WORKDIR, whatever the machine; and whatever is killed,
 //! records and layers of steps that were done stay usable.
 
+pub mod cache;
 mod clamp;
 mod context;
 mod copy;
 mod digests;
 pub mod error;
 mod export;
+mod git;
 pub mod progress;
 mod remote;
 mod request;

@@ -15,20 +15,7 @@ use crate::image::registry;
 const MAX_BYTES: u64 = 64 << 30;
 
 /// Fetches a file into the build's directory.
-pub(super) fn fetch(
-    url: &str,
-    checksum: Option<&str>,
-    _keep_git_dir: bool,
-    scratch: &Scratch,
-) -> Result<Given, Problem> {
-    if !url.starts_with("http://") && !url.starts_with("https://")
-        || url.ends_with(".git")
-        || url.contains(".git#")
-    {
-        return Err(Problem::new(format!(
-            "cannot ADD {url}: git repositories are not fetched; clone it beside the Dockerfile, or in a RUN"
-        )));
-    }
+pub(super) fn fetch(url: &str, checksum: Option<&str>, scratch: &Scratch) -> Result<Given, Problem> {
     let wanted = checksum
         .map(|text| {
             text.parse::<Digest>()
@@ -65,11 +52,8 @@ pub(super) fn fetch(
     }
     let name = url.split(['?', '#']).next().unwrap_or(url);
     let name = name.splitn(4, '/').nth(3).unwrap_or_default().rsplit('/').next().unwrap_or_default();
-    if name.is_empty() {
-        return Err(Problem::new(format!(
-            "cannot determine filename for {url}: name it by the destination's last part"
-        )));
-    }
+    // BuildKit's word for a file whose address has no name.
+    let name = if name.is_empty() { "__unnamed__" } else { name };
     Ok(Given {
         name: name.to_owned(),
         content: GivenContent::File(path),

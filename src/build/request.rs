@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::cache::{CacheSource, StepDone};
 use super::run::RunOptions;
 use crate::id::Digest;
 use crate::image::{Added, ImageError, PullPolicy, Reason, Reference};
@@ -47,6 +48,10 @@ pub struct Request {
     pub epoch_s: Option<i64>,
     /// Times of files in layers are not later than that.
     pub rewrite_timestamps: bool,
+    /// `--cache-from`.
+    pub cache_from: Vec<CacheSource>,
+    /// `--cache-to type=inline`.
+    pub inline_cache: bool,
     /// Whether the result becomes an image of the store.
     pub store_image: bool,
 }
@@ -99,6 +104,8 @@ pub struct Built {
     pub config: serde_json::Value,
     /// Its layers, lowest first.
     pub layers: Vec<Digest>,
+    /// The steps that were done, or found done.
+    pub steps: Vec<StepDone>,
     /// Build arguments that no stage asked for.
     pub unused_arguments: Vec<String>,
 }

@@ -10,6 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use sha2::{Digest as _, Sha256};
 
+use super::cache::{self, Imported, StepDone};
 use super::copy::{CopyJob, missing_directories, owner, stream};
 use super::digests::FileDigests;
 use super::error::{BuildError, Problem};
@@ -29,7 +30,7 @@ use crate::store::{CachedStep, Store};
 mod steps;
 
 /// Part of every key: raised when the same step would give something else than before.
-const KEY_VERSION: &str = "1";
+const KEY_VERSION: &str = "2";
 /// How deep ONBUILD triggers may bring instructions.
 const MAX_TRIGGERS: usize = 1000;
 
@@ -60,6 +61,7 @@ pub fn build(
     let digests = std::mem::take(&mut solver.digests);
     let unused = solver.unused_arguments();
     let target = solver.target;
+    let steps = solver.steps_done();
     let finished = result.and_then(|()| {
         solver.stages[target]
             .state
@@ -71,8 +73,11 @@ pub fn build(
     let state = finished?;
     let epoch = request.epoch_s.and_then(|epoch| Timestamp::from_second(epoch).ok()).map(written);
     let now = written(Timestamp::now());
-    let config = state.finished(epoch.as_deref(), &request.labels, &now);
+    let mut config = state.finished(epoch.as_deref(), &request.labels, &now);
     let layers = state.layers.clone();
+    if request.inline_cache {
+        config[cache::INLINE] = cache::inline(&steps, &layers);
+    }
     let image = if request.store_image {
         let number = progress.start("exporting to image");
         progress.status(number, "exporting layers done");
@@ -93,7 +98,7 @@ pub fn build(
         None
     };
     drop(scratch);
-    Ok(Built { image, config, layers, unused_arguments: unused })
+    Ok(Built { image, config, layers, steps, unused_arguments: unused })
 }
 
 /// What a stage starts from.
@@ -118,6 +123,8 @@ struct StageRun<'a> {
     total: usize,
     shown: usize,
     worker: Option<Running>,
+    /// The front instruction's work, while it waits for a process to be free.
+    waiting: Option<Work>,
     no_cache: bool,
     source: &'a dockerfile::Stage,
 }
@@ -163,6 +170,9 @@ struct Solver<'a> {
     used_arguments: BTreeSet<String>,
     images: BTreeMap<String, State>,
     digests: FileDigests,
+    imported: Imported,
+    /// Steps that were done or found done, and whose they are.
+    steps: Vec<(usize, Vec<Digest>, CachedStep)>,
     limit: usize,
     now: Timestamp,
     /// Processes of steps that are done and take their containers away.
@@ -196,6 +206,8 @@ impl<'a> Solver<'a> {
             used_arguments: BTreeSet::new(),
             images: BTreeMap::new(),
             digests: FileDigests::open(store),
+            imported: Imported::default(),
+            steps: Vec::new(),
             limit: std::thread::available_parallelism().map_or(1, usize::from),
             now,
             tidying: Vec::new(),
@@ -204,6 +216,9 @@ impl<'a> Solver<'a> {
             solver.progress.start(&format!("[internal] load build definition from {}", request.file_name));
         solver.progress.status(number, &format!("transferring dockerfile: {}B done", request.text.len()));
         solver.progress.done(number);
+        if !request.cache_from.is_empty() {
+            solver.imported = Imported::read(&request.cache_from, solver.progress);
+        }
         solver.read_globals()?;
         solver.read_stages()?;
         solver.choose_target()?;
@@ -326,6 +341,7 @@ impl<'a> Solver<'a> {
                 total: 1 + stage.instructions.iter().filter(|one| is_shown(one)).count(),
                 shown: 0,
                 worker: None,
+                waiting: None,
                 source: stage,
             });
         }
@@ -502,6 +518,7 @@ impl<'a> Solver<'a> {
         self.progress.done(running.vertex);
         // Its container is taken away meanwhile; its end is waited for when the build's is.
         self.tidying.push(running.worker);
+        self.steps.push((number, running.keys, step.clone()));
         self.apply(number, &step, &running.history);
         Ok(())
     }
@@ -560,7 +577,9 @@ impl<'a> Solver<'a> {
             }
             let place = instruction.place;
             let at = |problem| BuildError::Step { problem, place };
+            let waiting = self.stages[number].waiting.take();
             let work = match &instruction.kind {
+                _ if waiting.is_some() => waiting,
                 Kind::Arg(arguments) => {
                     self.argument(number, arguments).map_err(at)?;
                     None
@@ -574,7 +593,8 @@ impl<'a> Solver<'a> {
                 moved = true;
                 continue;
             };
-            if !self.take_on(number, &instruction, work)? {
+            if let Some(work) = self.take_on(number, &instruction, work)? {
+                self.stages[number].waiting = Some(work);
                 return Ok(moved);
             }
             self.stages[number].instructions.pop_front();
@@ -726,7 +746,8 @@ impl<'a> Solver<'a> {
             None
         } else {
             let image = Tree::image(self.store, &layers)?;
-            let owner = if owner_text.is_empty() { (0, 0) } else { owner(&owner_text, &image)? };
+            // A user that the image does not know is root's here, as with BuildKit; RUN tells.
+            let owner = owner(&owner_text, &image).unwrap_or((0, 0));
             missing_directories(self.store, &layers, path, owner, self.now.as_second())?
         };
         Ok(Work { job: Job::Layer(made), keys: vec![key], history: told.to_owned() })
@@ -753,18 +774,28 @@ impl<'a> Solver<'a> {
                 return Ok(Some(step));
             }
         }
+        for key in keys {
+            if let Some(step) = self.imported.find(self.store, key)? {
+                return Ok(Some(step));
+            }
+        }
         Ok(None)
     }
 
-    /// Does the work, or finds that it was done. False where no process is free.
-    fn take_on(&mut self, number: usize, instruction: &Instruction, work: Work) -> Result<bool, BuildError> {
-        let Work { job, keys, history } = work;
+    /// Does the work, or finds that it was done. Gives it back where no process is free.
+    fn take_on(
+        &mut self,
+        number: usize,
+        instruction: &Instruction,
+        work: Work,
+    ) -> Result<Option<Work>, BuildError> {
         let place = instruction.place;
         let at = |problem| BuildError::Step { problem, place };
-        let known = self.known(number, &keys)?;
-        if known.is_none() && !matches!(job, Job::Layer(_)) && self.working() >= self.limit {
-            return Ok(false);
+        let known = self.known(number, &work.keys)?;
+        if known.is_none() && !matches!(work.job, Job::Layer(_)) && self.working() >= self.limit {
+            return Ok(Some(work));
         }
+        let Work { job, keys, history } = work;
         self.stages[number].shown += 1;
         let text = instruction.text.split_whitespace().collect::<Vec<_>>().join(" ");
         let title = self.title(number, &text);
@@ -777,8 +808,9 @@ impl<'a> Solver<'a> {
                 }
             }
             self.progress.cached(vertex);
+            self.steps.push((number, keys, step.clone()));
             self.apply(number, &step, &history);
-            return Ok(true);
+            return Ok(None);
         }
         let (store, scratch) = (self.store, self.scratch.path().to_owned());
         let worker = match job {
@@ -797,8 +829,9 @@ impl<'a> Solver<'a> {
                     self.store.keep_step(key, &step)?;
                 }
                 self.progress.done(vertex);
+                self.steps.push((number, keys, step.clone()));
                 self.apply(number, &step, &history);
-                return Ok(true);
+                return Ok(None);
             }
             Job::Run(job) => Worker::start(move |mouth| job.work(store, &scratch, mouth)),
             Job::Copy(job) => Worker::start(move |mouth| {
@@ -816,7 +849,23 @@ impl<'a> Solver<'a> {
         let worker = worker.map_err(at)?;
         self.stages[number].worker =
             Some(Running { worker, vertex, keys, description: title, history, place, given: None });
-        Ok(true)
+        Ok(None)
+    }
+
+    /// The steps so far; of the result's are those of the target's stage and of the stages below it.
+    fn steps_done(&self) -> Vec<StepDone> {
+        let mut below = BTreeSet::from([self.target]);
+        let mut at = self.target;
+        while let Start::Stage(base) = self.stages[at].start {
+            at = base;
+            below.insert(at);
+        }
+        let done = |(number, keys, step): &(usize, Vec<Digest>, CachedStep)| StepDone {
+            keys: keys.clone(),
+            step: step.clone(),
+            of_result: below.contains(number),
+        };
+        self.steps.iter().map(done).collect()
     }
 
     fn unused_arguments(&self) -> Vec<String> {

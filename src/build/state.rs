@@ -55,7 +55,26 @@ impl State {
             created,
         };
         state.ensure_path();
+        state.complete_history();
         state
+    }
+
+    /// Gives each of the layers an entry: tools count one by the other, and an image may come with a
+    /// history that is short of some. BuildKit's words.
+    fn complete_history(&mut self) {
+        let history = &mut self.image["history"];
+        if !history.is_array() {
+            *history = json!([]);
+        }
+        let Value::Array(list) = history else { return };
+        let known = list.iter().filter(|entry| entry["empty_layer"] != json!(true)).count();
+        for _ in known..self.layers.len() {
+            let mut entry = json!({ "comment": "buildkit.exporter.image.v0" });
+            if let Some(created) = &self.created {
+                entry["created"] = json!(created);
+            }
+            list.push(entry);
+        }
     }
 
     /// Of nothing.

@@ -4,6 +4,7 @@
 //! hard links are below the destination, and what a layer would take for a deletion is left out. The
 //! layer is checked like any other when it comes into the store.
 
+use std::collections::HashMap;
 use std::io::{self, Read, Write};
 
 use fuse_overlay::archive::{Content, Entry, Kind, Writer};
@@ -64,7 +65,8 @@ fn is_tar(head: &[u8]) -> bool {
         .enumerate()
         .map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u64::from(*byte) })
         .sum();
-    head[0] != 0 && octal(&head[148..156]) == Some(sum)
+    // Of nothing but zeros, with which a tar ends, the sum is that of the blanks that stand for the field.
+    sum != 8 * 32 && octal(&head[148..156]) == Some(sum)
 }
 
 /// Reads a content from its beginning.
@@ -95,9 +97,11 @@ pub(super) fn copy<W: Write>(
     size: u64,
     below: &[u8],
     owner: Option<(u32, u32)>,
-    clamp_s: Option<i64>,
+    (now_s, clamp_s): (i64, Option<i64>),
+    image: &dyn Fn(&[u8]) -> Result<InImage, Problem>,
     writer: &mut Writer<W>,
 ) -> Result<(), Problem> {
+    let mut links = Links { below, made: HashMap::new(), image };
     let reader = uncompressed(Box::new(Sequential::new(content, size)))?;
     let mut archive = tar::Archive::new(reader);
     let mut count = 0;
@@ -107,8 +111,22 @@ pub(super) fn copy<W: Write>(
         if count > MAX_ENTRIES {
             return Err(Problem::new(format!("the archive has more than {MAX_ENTRIES} entries")));
         }
-        let Some(path) = placed(&entry.path_bytes(), below) else { continue };
         let kind = entry.header().entry_type();
+        // No file: extensions for all that follows.
+        if kind == tar::EntryType::XGlobalHeader {
+            continue;
+        }
+        let Some(path) = placed(&entry.path_bytes(), below) else { continue };
+        let path = links.resolve(&path)?;
+        for missing in links.missing_parents(&path)? {
+            // Nobody said whose they are: root's, as where they are made.
+            let (uid, gid) = owner.unwrap_or((0, 0));
+            let mtime =
+                Timestamp { seconds: clamp_s.map_or(now_s, |clamp| clamp.min(now_s)), nanoseconds: 0 };
+            let kind = Kind::Directory;
+            writer.entry(&Entry { path: &missing, kind, mode: 0o755, uid, gid, mtime, xattrs: &[] })?;
+            links.made.insert(missing, Made::Directory);
+        }
         let link = entry.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default();
         let header = entry.header();
         let number = |value: io::Result<u64>| value.map(|value| u32::try_from(value).unwrap_or(0));
@@ -130,12 +148,24 @@ pub(super) fn copy<W: Write>(
         let xattrs = xattrs(&mut entry)?;
         let made = |kind| Entry { path: &path, kind, mode, uid, gid, mtime, xattrs: &xattrs };
         match kind {
-            tar::EntryType::Directory => writer.entry(&made(Kind::Directory))?,
-            tar::EntryType::Symlink => writer.entry(&made(Kind::Symlink(&link)))?,
-            tar::EntryType::Link => match placed(&link, below) {
-                Some(target) => writer.entry(&Entry { xattrs: &[], ..made(Kind::Link(&target)) })?,
-                None => continue,
-            },
+            // One that is a symlink already stays one, as where it would be made.
+            tar::EntryType::Directory if links.is_link(&path)? => {}
+            tar::EntryType::Directory => {
+                writer.entry(&made(Kind::Directory))?;
+                links.made.insert(path, Made::Directory);
+                continue;
+            }
+            tar::EntryType::Symlink => {
+                writer.entry(&made(Kind::Symlink(&link)))?;
+                links.made.insert(path, Made::Link(link));
+                continue;
+            }
+            tar::EntryType::Link => {
+                match placed(&link, below).map(|path| links.resolve(&path)).transpose()? {
+                    Some(target) => writer.entry(&Entry { xattrs: &[], ..made(Kind::Link(&target)) })?,
+                    None => continue,
+                }
+            }
             tar::EntryType::Char => writer.entry(&made(Kind::CharDevice(device.0, device.1)))?,
             tar::EntryType::Block => writer.entry(&made(Kind::BlockDevice(device.0, device.1)))?,
             tar::EntryType::Fifo => writer.entry(&made(Kind::Fifo))?,
@@ -153,8 +183,116 @@ pub(super) fn copy<W: Write>(
             }
             _ => {}
         }
+        links.made.insert(path, Made::Other);
     }
     Ok(())
+}
+
+/// What an image has at a path.
+pub(super) enum InImage {
+    Nothing,
+    Directory,
+    /// A symlink, and where it leads.
+    Link(Vec<u8>),
+    Other,
+}
+
+/// What an archive has put somewhere.
+enum Made {
+    Directory,
+    Link(Vec<u8>),
+    Other,
+}
+
+/// The symlinks that names of an archive lead through: it is unpacked as if its destination were `/`.
+struct Links<'a> {
+    below: &'a [u8],
+    made: HashMap<Vec<u8>, Made>,
+    image: &'a dyn Fn(&[u8]) -> Result<InImage, Problem>,
+}
+
+impl Links<'_> {
+    fn target(&self, path: &[u8]) -> Result<Option<Vec<u8>>, Problem> {
+        Ok(match self.made.get(path) {
+            Some(Made::Link(target)) => Some(target.clone()),
+            Some(_) => None,
+            None => match (self.image)(path)? {
+                InImage::Link(target) => Some(target),
+                _ => None,
+            },
+        })
+    }
+
+    fn is_link(&self, path: &[u8]) -> Result<bool, Problem> {
+        Ok(self.target(path)?.is_some())
+    }
+
+    /// The directories above a path that neither the archive nor the image has, the highest first.
+    fn missing_parents(&self, path: &[u8]) -> Result<Vec<Vec<u8>>, Problem> {
+        let mut missing = Vec::new();
+        let mut at = path;
+        while let Some(end) = at.iter().rposition(|byte| *byte == b'/') {
+            at = &at[..end];
+            if at.len() <= self.below.len() || matches!(self.made.get(at), Some(Made::Directory)) {
+                break;
+            }
+            if !self.made.contains_key(at) && matches!((self.image)(at)?, InImage::Directory) {
+                break;
+            }
+            missing.push(at.to_vec());
+        }
+        missing.reverse();
+        Ok(missing)
+    }
+
+    /// A path whose directories are no symlinks; the last name is not followed.
+    fn resolve(&self, path: &[u8]) -> Result<Vec<u8>, Problem> {
+        /// As many symlinks as Linux follows in one path, and names that they may have in all.
+        const MAX_STEPS: usize = 41 * 2048;
+        const MAX_LINKS: usize = 40;
+        let rest = &path[self.below.len()..];
+        let mut names: Vec<Vec<u8>> = super::tree::split(rest).rev().map(<[u8]>::to_vec).collect();
+        let mut at: Vec<Vec<u8>> = Vec::new();
+        let (mut steps, mut followed) = (0, 0);
+        let whole = |at: &[Vec<u8>]| {
+            let mut path = self.below.to_vec();
+            for name in at {
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(name);
+            }
+            path
+        };
+        while let Some(name) = names.pop() {
+            steps += 1;
+            if steps > MAX_STEPS {
+                return Err(Problem::new("a name of the archive leads through too many symbolic links"));
+            }
+            match name.as_slice() {
+                b"." => continue,
+                b".." => {
+                    at.pop();
+                    continue;
+                }
+                _ => at.push(name),
+            }
+            if names.is_empty() {
+                break;
+            }
+            let Some(target) = self.target(&whole(&at))? else { continue };
+            followed += 1;
+            if followed > MAX_LINKS {
+                return Err(Problem::new("a name of the archive leads through too many symbolic links"));
+            }
+            at.pop();
+            if target.first() == Some(&b'/') {
+                at.clear();
+            }
+            names.extend(super::tree::split(&target).rev().map(<[u8]>::to_vec));
+        }
+        Ok(whole(&at))
+    }
 }
 
 fn xattrs<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::commit::parse_name;
 use super::{CliError, Context, Exit, Outcome};
+use crate::build::cache::CachePlace;
 use crate::build::progress::{Look, Progress};
 use crate::build::{
     self, Asked, BuildError, Built, NamedContext, Request, RunOptions, Secret, SecretSource, Ssh,
@@ -17,6 +18,7 @@ use crate::plan::dockerfile::{self, check};
 use crate::plan::request::Limits;
 use crate::store::Store;
 
+mod cache;
 mod output;
 
 use output::Output;
@@ -149,12 +151,21 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let store = Store::open(&ctx.root)?;
     let outputs = Output::parse_all(args.push, &args.output, args.tag.first().map(String::as_str))?;
     build::sweep(&store);
-    let found = build::Context::open(&store, &Asked { context: &args.context, file: args.file.as_deref() })
+    let keep_git_dir = args
+        .build_arg
+        .iter()
+        .filter_map(|text| text.strip_prefix("BUILDKIT_CONTEXT_KEEP_GIT_DIR="))
+        .any(|value| matches!(value, "1" | "true"));
+    let asked = Asked { context: &args.context, file: args.file.as_deref(), keep_git_dir };
+    let found = build::Context::open(&store, &asked)
         .map_err(|problem| CliError::new(format!("failed to build: {problem}")))?;
     if args.check || matches!(args.call.as_str(), "check" | "lint") {
         return check_only(&found);
     }
-    let request = request(args, &found, &outputs)?;
+    let cache_to = args.cache_to.iter().map(|text| cache::target(text)).collect::<Result<Vec<_>, _>>()?;
+    let mut request = request(args, &found, &outputs)?;
+    request.inline_cache = cache_to.iter().any(|target| target.place == CachePlace::Inline);
+    let request = request;
     if let Ok(file) = dockerfile::parse(&found.text)
         && check::is_error(&file)
         && !check::warnings(&file).is_empty()
@@ -176,6 +187,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         Ok(built) => built,
         Err(error) => return Err(failed(&error, &request)),
     };
+    let exported = build::cache::export(&store, &cache_to, &built.steps, &mut progress);
     progress.finish();
     if !matches!(look(args), Look::Quiet | Look::RawJson) {
         tell_warnings(&request.text);
@@ -184,6 +196,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         eprintln!("[Warning] One or more build-args [{name}] were not consumed");
     }
     finish(&store, args, &outputs, &built, quiet)?;
+    exported.map_err(|problem| CliError::new(format!("failed to build: failed to solve: {problem}")))?;
     drop(content);
     Ok(Exit::Success)
 }
@@ -211,12 +224,6 @@ fn refuse(args: &Args) -> Result<(), CliError> {
             "--allow",
             &format!("a step gets no more rights than a container of `run`, so {allowed} cannot be granted"),
         );
-    }
-    if !args.cache_to.iter().all(|spec| spec.starts_with("type=inline")) {
-        return refused("--cache-to", "steps are kept in the store only");
-    }
-    for spec in &args.cache_from {
-        eprintln!("WARNING: --cache-from {spec} is not used: steps are kept in the store only");
     }
     if !matches!(args.call.as_str(), "build" | "check" | "lint") {
         return refused("--call", "it is build or check");
@@ -330,6 +337,8 @@ fn request(args: &Args, found: &build::Context, outputs: &[Output]) -> Result<Re
         names,
         epoch_s,
         rewrite_timestamps: outputs.iter().any(Output::rewrites_timestamps),
+        cache_from: args.cache_from.iter().map(|text| cache::source(text)).collect::<Result<_, _>>()?,
+        inline_cache: false,
         store_image: outputs.is_empty() || outputs.iter().any(Output::needs_image),
     })
 }

@@ -428,6 +428,21 @@ fn from_source(
     }
 }
 
+/// Stores a layer that comes as a blob of a known digest and size. The caller holds the content lock.
+///
+/// # Errors
+/// It is not what it should be; the store fails.
+pub fn take_layer(
+    store: &Store,
+    reader: Box<dyn io::Read + '_>,
+    blob: (&Digest, u64),
+    diff_id: &Digest,
+) -> Result<()> {
+    let (digest, size) = blob;
+    let expected = Expected { what: digest.as_str(), digest: Some(digest), size: Some(size), diff_id };
+    ingest::store_layer(store, reader, &expected, Durable::Now).map(drop)
+}
+
 /// A stream that may be compressed with gzip or zstd, uncompressed.
 ///
 /// # Errors

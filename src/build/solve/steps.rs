@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::super::copy::{CopyJob, Given as GivenFile, GivenContent, Origin};
 use super::super::error::Problem;
+use super::super::git::{self, Repository};
 use super::super::remote;
 use super::super::request::{NamedContext, SecretSource};
 use super::super::run::{MountSource, Mounted, RunJob};
@@ -86,12 +87,35 @@ impl Solver<'_> {
         let layers = state.layers.clone();
         let (local, remote): (Vec<String>, Vec<String>) =
             sources.iter().cloned().partition(|source| !(copy.is_add && is_remote(source)));
-        for url in &remote {
-            given.push(remote::fetch(url, checksum.as_deref(), copy.keep_git_dir, self.scratch)?);
+        if checksum.is_some() && sources.len() != 1 {
+            return Err(Problem::new("checksum can't be specified for multiple sources"));
         }
         if checksum.is_some() && remote.len() != 1 {
-            return Err(Problem::new("checksum can't be specified for this ADD: it takes one remote file"));
+            return Err(Problem::new("checksum requires HTTP(S) or Git sources"));
         }
+        let repositories = remote.iter().filter(|url| git::is_repository(url)).count();
+        if copy.keep_git_dir && repositories == 0 {
+            return Err(Problem::new("keep-git-dir is only for git sources"));
+        }
+        let (origin, local) = if repositories == 0 {
+            for url in &remote {
+                given.push(remote::fetch(url, checksum.as_deref(), self.scratch)?);
+            }
+            (origin, local)
+        } else if sources.len() == 1 {
+            let mut repository = Repository::parse(&sources[0])?;
+            if let Some(checksum) = &checksum {
+                repository.expect(checksum)?;
+            }
+            let number = u64::from_ne_bytes(crate::sys::process::random_bytes()?);
+            let place = self.scratch.directory(&format!("git-{number:x}"))?;
+            let path = repository.check_out(&place, copy.keep_git_dir)?;
+            (Origin::Directory { path, ignore: Ignore::default() }, vec!["/".to_owned()])
+        } else {
+            return Err(Problem::new(
+                "a git repository is added alone: give it, and the other sources, an ADD of its own",
+            ));
+        };
         let unpacks = copy.is_add && copy.unpack != Some(false);
         let job = CopyJob {
             origin,
@@ -143,21 +167,20 @@ impl Solver<'_> {
             ]));
         }
         let mut history = String::from(if copy.is_add { "ADD" } else { "COPY" });
+        if copy.parents {
+            history.push_str(" --parents");
+        }
         if let Some(chown) = &job.chown {
             history.push_str(&format!(" --chown={chown}"));
         }
         if let Some(chmod) = &job.chmod {
             history.push_str(&format!(" --chmod={chmod}"));
         }
-        if copy.link {
-            history.push_str(" --link");
-        }
-        for source in sources
-            .iter()
-            .map(String::as_str)
-            .chain(copy.documents.iter().map(|document| document.token.as_str()))
-        {
+        for source in &sources {
             history.push_str(&format!(" {source}"));
+        }
+        for document in &copy.documents {
+            history.push_str(&format!(" <<{}", document.name));
         }
         history.push_str(&format!(" {written_destination} # buildkit"));
         Ok(Work { job: Job::Copy(Box::new(job)), keys, history })
@@ -417,7 +440,7 @@ fn placed(working_dir: &str, path: &str) -> String {
 }
 
 fn is_remote(source: &str) -> bool {
-    ["http://", "https://", "git://", "git@", "ssh://"].iter().any(|scheme| source.starts_with(scheme))
+    ["http://", "https://"].iter().any(|scheme| source.starts_with(scheme)) || git::is_repository(source)
 }
 
 /// The words of a RUN, and a script that they need.

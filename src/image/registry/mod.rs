@@ -15,6 +15,7 @@ use super::Reference;
 use crate::id::Digest;
 
 mod account;
+mod artifact;
 mod auth;
 mod certificates;
 mod client;
@@ -36,10 +37,11 @@ mod upload;
 pub use account::{
     Login, SearchResult, login, logout, manifest, registry_name, search, server_name, stored_user,
 };
+pub use artifact::{Artifact, fetch_artifacts, fetch_layer, push_artifact};
 pub use error::RegistryError;
 pub use file::{RemoteFile, is_address, open};
 pub use pull::{PullOptions, pull};
-pub use push::{Format, Pushed, push};
+pub use push::{Format, Pushed, compress, push};
 pub use repair::repair;
 pub use secret::Secret;
 

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use flate2::{Compression, GzBuilder};
@@ -41,7 +41,9 @@ pub enum Format {
 }
 
 impl Format {
-    fn media_type(self) -> &'static str {
+    /// What layers are called that are compressed so.
+    #[must_use]
+    pub fn media_type(self) -> &'static str {
         match self {
             Self::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
             Self::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
@@ -130,12 +132,13 @@ struct ManifestLayer {
     size: u64,
 }
 
-struct Push<'a> {
-    store: &'a Store,
-    client: &'a Client<'a>,
-    catalog: &'a Catalog,
-    name: &'a Reference,
-    progress: &'a dyn Progress,
+/// One push.
+pub(super) struct Push<'a> {
+    pub(super) store: &'a Store,
+    pub(super) client: &'a Client<'a>,
+    pub(super) catalog: &'a Catalog,
+    pub(super) name: &'a Reference,
+    pub(super) progress: &'a dyn Progress,
 }
 
 impl Push<'_> {
@@ -150,16 +153,7 @@ impl Push<'_> {
         }
         in_parallel(&outgoing.layers, |(digest, size)| self.layer(digest, *size))?;
         let config = self.store.blob(id)?.ok_or_else(|| ImageError::NotFound(id.to_string()))?;
-        if !self.client.has_blob(id)? {
-            let shared: Arc<[u8]> = config.into();
-            let length = shared.len() as u64;
-            let open = &mut |from| -> Result<Box<dyn Read>, RegistryError> {
-                let mut reader = io::Cursor::new(Arc::clone(&shared));
-                reader.set_position(from);
-                Ok(Box::new(reader))
-            };
-            Upload { client: self.client, digest: id, length, open }.run()?;
-        }
+        super::artifact::upload(self.client, id, &config)?;
         let digest = Digest::from_bytes(&Sha256::digest(&outgoing.bytes).into());
         let tag = self.name.tag().map_or_else(|| digest.to_string(), str::to_owned);
         self.client.put_manifest(&tag, &outgoing.media_type, &outgoing.bytes, &self.name.familiar())?;
@@ -202,7 +196,7 @@ impl Push<'_> {
         Ok(Outgoing { media_type: OCI_MANIFEST.to_owned(), bytes, layers: compressed })
     }
 
-    fn compress_layer(&self, layer: &Digest, format: Format) -> Result<(Digest, u64), ImageError> {
+    pub(super) fn compress_layer(&self, layer: &Digest, format: Format) -> Result<(Digest, u64), ImageError> {
         let path = self.store.layer_tar(layer);
         let mut tar = File::open(&path).map_err(|source| ImageError::Read { path: path.clone(), source })?;
         let mut staged = self.store.new_blob()?;
@@ -220,7 +214,7 @@ impl Push<'_> {
     }
 
     /// Brings one layer to the registry, the cheapest way first.
-    fn layer(&self, digest: &Digest, size: u64) -> Result<(), ImageError> {
+    pub(super) fn layer(&self, digest: &Digest, size: u64) -> Result<(), ImageError> {
         if self.client.has_blob(digest)? {
             self.progress.layer(digest, &LayerEvent::Exists);
             return Ok(());
@@ -314,7 +308,10 @@ fn in_parallel<I: Sync, T: Send>(
 }
 
 /// Compresses so that the same tar always gives the same bytes: no time, no name.
-fn compress(tar: &mut File, out: &mut impl Write, format: Format) -> io::Result<()> {
+///
+/// # Errors
+/// The tar cannot be read, or what comes out not be written.
+pub fn compress(tar: &mut File, out: &mut impl Write, format: Format) -> io::Result<()> {
     let mut reader = io::BufReader::with_capacity(BUFFER_BYTES, tar);
     match format {
         Format::Gzip => {

@@ -371,9 +371,6 @@ fn copy(name: &str, rest: &str, line: &Line, escape: char) -> Result<Copy> {
             None => copy.sources.push(word),
         }
     }
-    if copy.from.is_some() && !copy.documents.is_empty() {
-        return Err(ParseError::new(line.place, "COPY --from can't be used with here-documents"));
-    }
     Ok(copy)
 }
 

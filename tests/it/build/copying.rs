@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use super::{build, build_text, context};
+use crate::fixtures::Layer;
 use crate::harness::Hostel;
 
 #[test]
@@ -39,7 +40,7 @@ fn files_come_where_dockers_do() {
         .stdout("AAABFDFXYSAFAADFA");
     h.run("run --rm x sh -c 'stat -c \"%a %u:%g\" /dir /dir/f /owned /letters; test ! -e /without/e && ls -d /existing/sub; readlink /alias; readlink /dir/escape'")
         .ok()
-        .stdout("750 0:0\n644 0:0\n600 5:6\n755 0:0\n/existing/sub\nreal\n../../../etc/passwd\n");
+        .stdout("755 0:0\n644 0:0\n600 5:6\n755 0:0\n/existing/sub\nreal\n../../../etc/passwd\n");
 }
 
 #[test]
@@ -193,4 +194,44 @@ fn the_same_files_give_the_same_image() {
     assert_eq!(super::id(&h, "x"), first);
     h.run("run --rm x stat -c %Y /r /old /x/a").ok().stdout("1000000000\n5\n1000000000\n");
     assert!(super::config(&h, "x")["Created"].as_str().unwrap().starts_with("2001-09-09T01:46:40"));
+}
+
+#[test]
+fn a_directory_that_is_there_becomes_as_the_sources_is() {
+    let Some(h) = Hostel::new() else { return };
+    let dir = context(
+        &h,
+        "c",
+        &[
+            (
+                "Dockerfile",
+                "FROM busybox\nRUN mkdir -p -m 700 /to/sub && chmod 711 /to && touch /to/sub/kept\nCOPY from /to\nCOPY none* from/sub/a /got/\nCOPY --chmod=0700 from /deep/er\n",
+            ),
+            ("from/sub/a", "A"),
+        ],
+    );
+    fs::set_permissions(dir.join("from"), fs::Permissions::from_mode(0o750)).unwrap();
+    fs::set_permissions(dir.join("from/sub"), fs::Permissions::from_mode(0o755)).unwrap();
+    build(&h, "x", &dir, "");
+    h.run("run --rm x sh -c 'stat -c %a /to /to/sub /deep /deep/er/sub/a; ls /to/sub /got'")
+        .ok()
+        .stdout("711\n755\n700\n700\n/got:\na\n\n/to/sub:\na\nkept\n");
+}
+
+#[test]
+fn an_archive_is_unpacked_as_if_its_destination_were_the_root() {
+    let Some(h) = Hostel::new() else { return };
+    let dir = context(
+        &h,
+        "c",
+        &[("Dockerfile", "FROM busybox\nRUN mkdir -p /to/real && ln -s real /to/alias\nADD a.tar /to\n")],
+    );
+    let mut tar = Layer::new();
+    tar.symlink("link", "/etc").file("link/passwd", 0o644, 0, b"own");
+    tar.symlink("up", "../../../sub").file("up/f", 0o644, 0, b"f").file("alias/g", 0o644, 0, b"g");
+    fs::write(dir.join("a.tar"), tar.finish()).unwrap();
+    build(&h, "x", &dir, "");
+    h.run("run --rm x sh -c 'cat /to/etc/passwd /to/sub/f /to/real/g; grep -c root /etc/passwd; readlink /to/link; readlink /to/alias'")
+        .ok()
+        .stdout("ownfg1\n/etc\nreal\n");
 }

@@ -10,6 +10,8 @@ use crate::harness::Hostel;
 mod cache;
 mod copying;
 mod errors;
+mod exported;
+mod git;
 mod language;
 mod remote;
 mod running;
