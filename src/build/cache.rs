@@ -34,10 +34,9 @@ use super::progress::Progress;
 use crate::id::Digest;
 use crate::image::registry::{self, Format};
 use crate::image::{self, Reference};
-use crate::store::{CachedStep, Store};
+use crate::store::{CachedStep, OCI_MANIFEST, Store};
 
 const CONFIG_TYPE: &str = "application/vnd.hostel.buildcache.config.v1+json";
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Where an image's configuration has the cache that came with it.
 pub(super) const INLINE: &str = "hostel.buildcache.v1";
@@ -452,7 +451,7 @@ fn export_local(
     let bytes = serde_json::to_vec(&config).map_err(Problem::new)?;
     let id = put(&bytes)?;
     let manifest = json!({
-        "schemaVersion": 2, "mediaType": MANIFEST,
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST,
         "config": { "mediaType": CONFIG_TYPE, "digest": id, "size": bytes.len() },
         "layers": descriptors,
     });
@@ -465,7 +464,7 @@ fn export_local(
     let mut manifests: Vec<Value> =
         listed["manifests"].as_array().into_iter().flatten().filter(is_other).cloned().collect();
     manifests.push(json!({
-        "mediaType": MANIFEST, "digest": digest, "size": manifest.len(),
+        "mediaType": OCI_MANIFEST, "digest": digest, "size": manifest.len(),
         "annotations": { "org.opencontainers.image.ref.name": tag },
     }));
     let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests });

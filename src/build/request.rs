@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use super::cache::{CacheSource, StepDone};
 use super::run::RunOptions;
 use crate::id::Digest;
-use crate::image::{Added, ImageError, PullPolicy, Reason, Reference};
+use crate::image::{Added, Annotations, ImageError, PullPolicy, Reason, Reference};
 use crate::plan::dockerfile::ignore::Ignore;
 
 /// One build.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Request {
     /// What messages call the Dockerfile.
     pub file_name: String,
@@ -28,6 +28,10 @@ pub struct Request {
     pub arguments: Vec<(String, String)>,
     /// `--platform`: `os/arch[/variant]`.
     pub platform: Option<String>,
+    /// Steps are shown with the platform: there are others.
+    pub tell_platform: bool,
+    /// Of the image's manifest.
+    pub annotations: Annotations,
     /// `--no-cache`.
     pub no_cache: bool,
     /// `--no-cache-filter`.

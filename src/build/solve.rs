@@ -88,6 +88,7 @@ pub fn build(
             request.names.clone(),
             "the build's result",
         )?;
+        image::annotate(store, &added.id, &request.annotations)?;
         progress.status(number, &format!("writing image {} done", added.id));
         for name in &request.names {
             progress.status(number, &format!("naming to {name} done"));
@@ -322,6 +323,8 @@ impl<'a> Solver<'a> {
                 Kind::Arg(_) => false,
             };
             let name = stage.name.clone().unwrap_or_else(|| format!("stage-{number}"));
+            // Only an image's FROM is a step of its own.
+            let is_image = matches!(start, Start::Image(_));
             self.stages.push(StageRun {
                 no_cache: self.request.no_cache
                     || self.request.no_cache_stages.iter().any(|known| known.eq_ignore_ascii_case(&name)),
@@ -338,7 +341,7 @@ impl<'a> Solver<'a> {
                 state: None,
                 begun: false,
                 done: false,
-                total: 1 + stage.instructions.iter().filter(|one| is_shown(one)).count(),
+                total: usize::from(is_image) + stage.instructions.iter().filter(|one| is_shown(one)).count(),
                 shown: 0,
                 worker: None,
                 waiting: None,
@@ -604,7 +607,13 @@ impl<'a> Solver<'a> {
 
     fn title(&self, number: usize, text: &str) -> String {
         let stage = &self.stages[number];
-        let label = if self.file.stages.len() > 1 { format!("{} ", stage.name) } else { String::new() };
+        let mut label = match &self.request.platform {
+            Some(platform) if self.request.tell_platform => format!("{platform} "),
+            _ => String::new(),
+        };
+        if self.file.stages.len() > 1 {
+            label.push_str(&format!("{} ", stage.name));
+        }
         format!("[{label}{}/{}] {text}", stage.shown, stage.total)
     }
 
@@ -625,8 +634,8 @@ impl<'a> Solver<'a> {
             }
             Start::Image(reference) => self.base_image(reference, platform.as_deref()).map_err(at)?,
         };
-        self.stages[number].shown = 1;
         if let Start::Image(reference) = &start {
+            self.stages[number].shown = 1;
             let title = self.title(number, &format!("FROM {}", shown_name(reference)));
             let vertex = self.progress.start(&title);
             self.progress.cached(vertex);

@@ -12,12 +12,13 @@ use crate::build::progress::{Look, Progress};
 use crate::build::{
     self, Asked, BuildError, Built, NamedContext, Request, RunOptions, Secret, SecretSource, Ssh,
 };
-use crate::image::{self, Platform, PullPolicy, Reason, Reference};
+use crate::image::{self, Annotations, Member, Platform, PullPolicy, Reason, Reference, Several};
 use crate::plan::NetworkMode;
 use crate::plan::dockerfile::{self, check};
 use crate::plan::request::Limits;
 use crate::store::Store;
 
+mod annotation;
 mod cache;
 mod output;
 
@@ -68,8 +69,8 @@ pub struct Args {
     /// Set metadata for an image
     #[arg(long, value_name = "NAME=VALUE")]
     label: Vec<String>,
-    /// Add annotation to the image (refused: see COMPATIBILITY.md)
-    #[arg(long, value_name = "NAME=VALUE", hide = true)]
+    /// Add annotation to the image
+    #[arg(long, value_name = "[TYPE:]NAME=VALUE")]
     annotation: Vec<String>,
     /// Set the networking mode for the "RUN" instructions during build
     #[arg(long, value_name = "MODE")]
@@ -165,7 +166,15 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let cache_to = args.cache_to.iter().map(|text| cache::target(text)).collect::<Result<Vec<_>, _>>()?;
     let mut request = request(args, &found, &outputs)?;
     request.inline_cache = cache_to.iter().any(|target| target.place == CachePlace::Inline);
-    let request = request;
+    let mut annotations = annotation::Asked::parse(&args.annotation)?;
+    for text in outputs.iter().flat_map(Output::annotations) {
+        annotations.add(text)?;
+    }
+    let platforms = platforms(args)?;
+    let plans = plans(&request, &platforms, &annotations)?;
+    if let [_, _, ..] = &plans[..] {
+        outputs.iter().try_for_each(Output::check_several)?;
+    }
     if let Ok(file) = dockerfile::parse(&found.text)
         && check::is_error(&file)
         && !check::warnings(&file).is_empty()
@@ -178,24 +187,30 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     // Layers and records stay while the build relies on them.
     let content = store.lock_content()?;
     let quiet = args.quiet || args.progress == "quiet";
-    let fetch = |name: &str, reason: Reason| {
-        super::pull::for_build(&store, name, reason, request.platform.as_deref(), quiet)
-    };
     let mut progress = Progress::new(look(args));
-    let built = build::build(&store, &request, &fetch, &mut progress);
-    let built = match built {
-        Ok(built) => built,
-        Err(error) => return Err(failed(&error, &request)),
-    };
-    let exported = build::cache::export(&store, &cache_to, &built.steps, &mut progress);
+    let mut all = Vec::new();
+    for plan in &plans {
+        let fetch = |name: &str, reason: Reason| {
+            super::pull::for_build(&store, name, reason, plan.platform.as_deref(), quiet)
+        };
+        match build::build(&store, plan, &fetch, &mut progress) {
+            Ok(built) => all.push(built),
+            Err(error) => return Err(failed(&error, plan)),
+        }
+    }
+    let steps: Vec<_> = all.iter().flat_map(|built| built.steps.iter().cloned()).collect();
+    let exported = build::cache::export(&store, &cache_to, &steps, &mut progress);
     progress.finish();
     if !matches!(look(args), Look::Quiet | Look::RawJson) {
         tell_warnings(&request.text);
     }
-    for name in &built.unused_arguments {
+    let mut unused: Vec<_> = all.iter().flat_map(|built| &built.unused_arguments).collect();
+    unused.dedup();
+    for name in unused {
         eprintln!("[Warning] One or more build-args [{name}] were not consumed");
     }
-    finish(&store, args, &outputs, &built, quiet)?;
+    let result = result(&request, &plans, all, &annotations)?;
+    finish(&store, args, &outputs, &result, quiet)?;
     exported.map_err(|problem| CliError::new(format!("failed to build: failed to solve: {problem}")))?;
     drop(content);
     Ok(Exit::Success)
@@ -216,9 +231,6 @@ fn refuse(args: &Args) -> Result<(), CliError> {
     if wants(&args.provenance) || args.attest.iter().any(|text| text.starts_with("type=provenance")) {
         return refused("--provenance", "no attestation is made");
     }
-    if !args.annotation.is_empty() {
-        return refused("--annotation", "manifests are made by the store; use --label");
-    }
     if let Some(allowed) = args.allow.first() {
         return refused(
             "--allow",
@@ -227,9 +239,6 @@ fn refuse(args: &Args) -> Result<(), CliError> {
     }
     if !matches!(args.call.as_str(), "build" | "check" | "lint") {
         return refused("--call", "it is build or check");
-    }
-    if args.platform.iter().flat_map(|text| text.split(',')).count() > 1 {
-        return refused("--platform with several platforms", "build one after the other");
     }
     Ok(())
 }
@@ -278,8 +287,6 @@ fn request(args: &Args, found: &build::Context, outputs: &[Output]) -> Result<Re
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
         (name.to_owned(), value.to_owned())
     });
-    let platform =
-        args.platform.first().map(|text| text.parse::<Platform>().map_err(CliError::new)).transpose()?;
     let pull = match args.pull.as_deref() {
         None | Some("false" | "missing") => PullPolicy::Missing,
         Some("true" | "always") => PullPolicy::Always,
@@ -313,7 +320,9 @@ fn request(args: &Args, found: &build::Context, outputs: &[Output]) -> Result<Re
         contexts: contexts(&args.build_context)?,
         target: args.target.clone(),
         arguments,
-        platform: platform.map(|platform| platform.to_string()),
+        platform: None,
+        tell_platform: false,
+        annotations: Annotations::default(),
         no_cache: args.no_cache,
         no_cache_stages: args.no_cache_filter.clone(),
         pull,
@@ -472,26 +481,120 @@ fn failed(error: &BuildError, request: &Request) -> CliError {
     CliError::new(format!("failed to build: failed to solve: {text}"))
 }
 
+/// `--platform`, each once, in order.
+fn platforms(args: &Args) -> Result<Vec<Platform>, CliError> {
+    let mut found: Vec<Platform> = Vec::new();
+    for text in args.platform.iter().flat_map(|text| text.split(',')).filter(|text| !text.is_empty()) {
+        let platform = text.parse::<Platform>().map_err(CliError::new)?;
+        if !found.contains(&platform) {
+            found.push(platform);
+        }
+    }
+    Ok(found)
+}
+
+/// One build a platform. Of several the one for this machine, or else the first, gets the names; the
+/// others get them with the platform behind the tag, so that the store can tell them apart.
+fn plans(
+    request: &Request,
+    platforms: &[Platform],
+    annotations: &annotation::Asked,
+) -> Result<Vec<Request>, CliError> {
+    let several = platforms.len() > 1;
+    let of_index = !annotations.index().is_empty() || !annotations.index_descriptor().is_empty();
+    if of_index && !several {
+        return Err(CliError::new(
+            "failed to build: index annotations not supported for single platform export",
+        ));
+    }
+    let host = Platform::host();
+    if !several {
+        let of = platforms.first().unwrap_or(&host);
+        return Ok(vec![Request {
+            platform: platforms.first().map(ToString::to_string),
+            annotations: annotations.manifest(of),
+            ..request.clone()
+        }]);
+    }
+    let own = platforms.iter().position(|platform| *platform == host).unwrap_or(0);
+    let plan = |(number, platform): (usize, &Platform)| {
+        let names = request.names.iter().map(|name| match number == own {
+            true => Ok(name.clone()),
+            false => platform_name(name, platform),
+        });
+        Ok(Request {
+            platform: Some(platform.to_string()),
+            tell_platform: true,
+            annotations: annotations.manifest(platform),
+            names: names.collect::<Result<_, CliError>>()?,
+            ..request.clone()
+        })
+    };
+    platforms.iter().enumerate().map(plan).collect()
+}
+
+/// `name:tag-os-arch`.
+fn platform_name(name: &Reference, platform: &Platform) -> Result<Reference, CliError> {
+    let text = format!("{name}-{}", platform.to_string().replace('/', "-"));
+    text.parse().map_err(CliError::from)
+}
+
+/// What was built, and how it is told.
+struct Finished {
+    builds: Vec<(Option<String>, Built)>,
+    names: Vec<Reference>,
+    /// Which of them has the names.
+    own: usize,
+    several: Several,
+}
+
+fn result(
+    request: &Request,
+    plans: &[Request],
+    all: Vec<Built>,
+    annotations: &annotation::Asked,
+) -> Result<Finished, CliError> {
+    let platform = |plan: &Request| match &plan.platform {
+        Some(text) => text.parse::<Platform>().map_err(CliError::new),
+        None => Ok(Platform::host()),
+    };
+    let own = plans.iter().position(|plan| plan.names == request.names).unwrap_or(0);
+    let mut members = Vec::new();
+    for (plan, built) in plans.iter().zip(&all) {
+        let Some(added) = &built.image else { continue };
+        members.push(Member {
+            id: added.id.clone(),
+            annotations: annotations.manifest_descriptor(&platform(plan)?),
+        });
+    }
+    let several =
+        Several { members, annotations: annotations.index(), descriptor: annotations.index_descriptor() };
+    let builds = plans.iter().map(|plan| plan.platform.clone()).zip(all).collect();
+    Ok(Finished { builds, names: request.names.clone(), own, several })
+}
+
 fn finish(
     store: &Store,
     args: &Args,
     outputs: &[Output],
-    built: &Built,
+    result: &Finished,
     quiet: bool,
 ) -> Result<(), CliError> {
+    let mut pushed = None;
     for output in outputs {
-        output.write(store, built, quiet)?;
+        pushed = output.write(store, result, quiet)?.or(pushed);
     }
+    let Some((_, built)) = result.builds.get(result.own) else { return Ok(()) };
     let Some(added) = &built.image else { return Ok(()) };
     if let Some(path) = &args.iidfile {
         write(path, added.id.to_string().as_bytes())?;
     }
     if let Some(path) = &args.metadata_file {
         let entry = store.catalog()?.images.get(&added.id).cloned();
-        let names: Vec<String> = added.names.iter().map(|(name, _)| name.to_string()).collect();
+        let names: Vec<String> = result.names.iter().map(ToString::to_string).collect();
         let metadata = serde_json::json!({
             "containerimage.config.digest": added.id,
-            "containerimage.digest": entry.map(|entry| entry.manifest),
+            "containerimage.digest": pushed.or(entry.map(|entry| entry.manifest)),
             "image.name": names.join(","),
         });
         write(path, format!("{metadata:#}\n").as_bytes())?;
@@ -504,12 +607,6 @@ fn finish(
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
     fs::write(path, bytes).map_err(|error| CliError::new(format!("cannot write {}: {error}", path.display())))
-}
-
-/// A name or an id under which the store has the result.
-fn stored_name(built: &Built) -> Option<String> {
-    let added = built.image.as_ref()?;
-    Some(added.names.first().map_or_else(|| added.id.to_string(), |(name, _)| name.to_string()))
 }
 
 fn image_problem(error: image::ImageError) -> CliError {

@@ -44,6 +44,7 @@ mod reference;
 pub mod registry;
 mod remove;
 mod save;
+mod several;
 mod streamed;
 mod told;
 mod transport;
@@ -54,7 +55,8 @@ pub use find::find;
 pub use platform::Platform;
 pub use reference::{DEFAULT_TAG, Reference, ReferenceError};
 pub use remove::{ContainerUse, Pruned, Removal, prune, remove, tag};
-pub use save::{SaveFormat, save, save_directory};
+pub use save::{SaveFormat, save, save_directory, save_several, save_several_directory};
+pub use several::{Annotations, Member, Several, annotate};
 pub use told::tell;
 pub use transport::Source;
 

@@ -22,10 +22,10 @@ use tar::{EntryType, Header};
 use super::error::{ImageError, Result};
 use super::find::find;
 use super::reference::Reference;
+use super::several::{OCI_INDEX, Several, annotate_value, annotations_of};
 use crate::id::Digest;
 use crate::store::{Catalog, ImageEntry, OCI_MANIFEST, Store};
 
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
@@ -68,6 +68,83 @@ pub fn save_directory(store: &Store, texts: &[String], format: SaveFormat, path:
     DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed)?;
     let mut directory = DirectoryWriter { root: path.to_owned() };
     write(store, texts, format, &mut directory, path)
+}
+
+/// Writes images as one, an index over them, as an OCI archive to `out`. The caller holds the content lock.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_several(
+    store: &Store,
+    several: &Several,
+    names: &[Reference],
+    out: &mut File,
+    path: &Path,
+) -> Result<()> {
+    write_several(store, several, names, &mut TarWriter { out }, path)?;
+    out.write_all(&[0; 1024]).map_err(|source| ImageError::Write { path: path.to_owned(), source })
+}
+
+/// As [`save_several`], to a directory, which is made if it is not there.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_several_directory(
+    store: &Store,
+    several: &Several,
+    names: &[Reference],
+    path: &Path,
+) -> Result<()> {
+    let failed = |source| ImageError::Write { path: path.to_owned(), source };
+    DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed)?;
+    write_several(store, several, names, &mut DirectoryWriter { root: path.to_owned() }, path)
+}
+
+fn write_several(
+    store: &Store,
+    several: &Several,
+    names: &[Reference],
+    target: &mut dyn Target,
+    path: &Path,
+) -> Result<()> {
+    let failed = |source| ImageError::Write { path: path.to_owned(), source };
+    let catalog = store.catalog()?;
+    let mut writer = Writer { store, target, path, written: HashSet::new() };
+    writer.target.directory("blobs/").map_err(failed)?;
+    writer.target.directory("blobs/sha256/").map_err(failed)?;
+    let mut manifests = Vec::new();
+    for member in &several.members {
+        let bytes = writer.image(&member.id, entry_of(&catalog, &member.id)?, false)?;
+        manifests.push((Digest::from_bytes(&Sha256::digest(&bytes).into()), bytes.len() as u64));
+    }
+    // One alone is its manifest, several are an index.
+    let mut descriptor = match (&several.members[..], &manifests[..]) {
+        ([member], [(digest, size)]) => {
+            let mut one = json!({ "mediaType": OCI_MANIFEST, "digest": digest, "size": size });
+            annotate_value(&mut one, &member.annotations);
+            one
+        }
+        _ => {
+            let bytes = several.index(store, &manifests)?;
+            let digest = Digest::from_bytes(&Sha256::digest(&bytes).into());
+            writer.target.file(&blob_path(&digest), &bytes).map_err(failed)?;
+            let mut index = json!({ "mediaType": OCI_INDEX, "digest": digest, "size": bytes.len() });
+            annotate_value(&mut index, &several.descriptor);
+            index
+        }
+    };
+    let mut descriptors = Vec::new();
+    for name in names {
+        descriptor["annotations"]["io.containerd.image.name"] = json!(name.to_string());
+        descriptor["annotations"]["org.opencontainers.image.ref.name"] = json!(name.to_string());
+        descriptors.push(descriptor.clone());
+    }
+    if names.is_empty() {
+        descriptors.push(descriptor);
+    }
+    let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": descriptors });
+    writer.target.file("index.json", index.to_string().as_bytes()).map_err(failed)?;
+    writer.target.file("oci-layout", OCI_LAYOUT).map_err(failed)
 }
 
 fn write(
@@ -170,23 +247,7 @@ impl Writer<'_> {
         self.target.directory("blobs/sha256/").map_err(failed)?;
         for (id, names) in images {
             let entry = entry_of(catalog, id)?;
-            super::intact::ensure(self.store, entry)?;
-            let config_bytes = self.blob(&blob_path(id), id)?;
-            // What other tools read of a docker-archive is the same by either way.
-            let whole = if with_docker { None } else { self.as_it_came(entry)? };
-            let bytes = match whole {
-                Some(bytes) => bytes,
-                None => {
-                    for layer in &entry.layers {
-                        self.layer(&blob_path(layer), layer)?;
-                    }
-                    self.store.layout_manifest((id, config_bytes), &entry.layers)?
-                }
-            };
-            let digest = Digest::from_bytes(&Sha256::digest(&bytes).into());
-            if self.written.insert(digest.clone()) {
-                self.target.file(&blob_path(&digest), &bytes).map_err(failed)?;
-            }
+            let bytes = self.image(id, entry, with_docker)?;
             let layers: Vec<String> = entry.layers.iter().map(blob_path).collect();
             // Whole names: podman takes a short one for an image of no registry.
             let tags: Vec<String> = names.iter().map(ToString::to_string).collect();
@@ -210,6 +271,39 @@ impl Writer<'_> {
             self.target.file("repositories", json!(repositories).to_string().as_bytes()).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Writes all of an image, and gives its manifest.
+    fn image(&mut self, id: &Digest, entry: &ImageEntry, with_docker: bool) -> Result<Vec<u8>> {
+        super::intact::ensure(self.store, entry)?;
+        let config_bytes = self.blob(&blob_path(id), id)?;
+        // What other tools read of a docker-archive is the same by either way.
+        let whole = if with_docker { None } else { self.as_it_came(entry)? };
+        let bytes = match whole {
+            Some(bytes) => bytes,
+            None => {
+                for layer in &entry.layers {
+                    self.layer(&blob_path(layer), layer)?;
+                }
+                let plain = self.store.layout_manifest((id, config_bytes), &entry.layers)?;
+                let annotations = annotations_of(self.store, &entry.manifest)?;
+                if annotations.is_empty() {
+                    plain
+                } else {
+                    let mut manifest: Value = serde_json::from_slice(&plain)
+                        .map_err(|source| ImageError::StoredConfig { image: id.clone(), source })?;
+                    annotate_value(&mut manifest, &annotations);
+                    manifest.to_string().into_bytes()
+                }
+            }
+        };
+        let digest = Digest::from_bytes(&Sha256::digest(&bytes).into());
+        if self.written.insert(digest.clone()) {
+            self.target
+                .file(&blob_path(&digest), &bytes)
+                .map_err(|source| ImageError::Write { path: self.path.to_owned(), source })?;
+        }
+        Ok(bytes)
     }
 
     /// Writes the layers of an image as a registry gave them, or as they were pushed to one, and gives the

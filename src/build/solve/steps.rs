@@ -33,6 +33,7 @@ impl Solver<'_> {
         if let Some(stage) = self.referred_stage(from, number) {
             return Ok(Origin::Image { layers: self.state(stage)?.layers.clone() });
         }
+        let platform = self.request.platform.clone();
         match self.request.contexts.get(from).cloned() {
             Some(NamedContext::Directory(path)) => {
                 let ignore = fs::read_to_string(path.join(".dockerignore"))
@@ -44,10 +45,10 @@ impl Solver<'_> {
                 Ok(Origin::Directory { path, ignore })
             }
             Some(NamedContext::Image(reference)) => {
-                Ok(Origin::Image { layers: self.base_image(&reference, None)?.layers })
+                Ok(Origin::Image { layers: self.base_image(&reference, platform.as_deref())?.layers })
             }
             None if from.eq_ignore_ascii_case("scratch") => Ok(Origin::Image { layers: Vec::new() }),
-            None => Ok(Origin::Image { layers: self.base_image(from, None)?.layers }),
+            None => Ok(Origin::Image { layers: self.base_image(from, platform.as_deref())?.layers }),
         }
     }
 

@@ -5,10 +5,11 @@ use std::io::{self, IsTerminal as _};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use super::{image_problem, stored_name};
-use crate::build::{Built, write_files, write_tar};
+use super::{Finished, image_problem};
+use crate::build::{write_files, write_tar};
 use crate::cli::progress::Show;
 use crate::cli::{CliError, Exit};
+use crate::id::Digest;
 use crate::image::{self, SaveFormat, registry};
 use crate::store::Store;
 
@@ -20,6 +21,8 @@ pub(super) struct Output {
     names: Vec<String>,
     push: bool,
     rewrite_timestamps: bool,
+    /// `annotation[-TYPE].KEY=VALUE`, as `--annotation` has them.
+    annotations: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +52,7 @@ impl Output {
                     names: Vec::new(),
                     push: true,
                     rewrite_timestamps: false,
+                    annotations: Vec::new(),
                 }),
             }
         }
@@ -64,11 +68,12 @@ impl Output {
                 .with_exit(Exit::Engine)
         };
         let (mut kind, mut dest, mut names) = (None, None, Vec::new());
+        let mut annotations = Vec::new();
         let (mut push, mut rewrite_timestamps, mut is_directory) = (false, false, false);
         // A path alone: files there, or a tar on standard output.
         if !text.contains('=') {
             let kind = if text == "-" { Kind::Tar } else { Kind::Local };
-            return Ok(Self { kind, dest: Some(text.into()), names, push, rewrite_timestamps });
+            return Ok(Self { kind, dest: Some(text.into()), names, push, rewrite_timestamps, annotations });
         }
         for field in text.split(',') {
             let (key, value) = field.split_once('=').ok_or_else(|| wrong("it must be key=value pairs"))?;
@@ -104,7 +109,15 @@ impl Output {
                 // What they choose is chosen when an image is pushed, or is how the store has it.
                 "compression" | "force-compression" | "oci-mediatypes" | "unpack" | "store"
                 | "platform-split" => {}
-                other => return Err(wrong(&format!("unknown key {other:?}"))),
+                other => match other.strip_prefix("annotation").and_then(|rest| rest.split_once('.')) {
+                    // As it was typed: keys of annotations have capitals.
+                    Some((level, _)) => {
+                        let key = key.split_once('.').map_or("", |(_, key)| key);
+                        let level = if level.is_empty() { "manifest" } else { &level[1..] };
+                        annotations.push(format!("{level}:{key}={value}"));
+                    }
+                    None => return Err(wrong(&format!("unknown key {other:?}"))),
+                },
             }
         }
         let mut kind = kind.ok_or_else(|| wrong("type is required"))?;
@@ -114,11 +127,27 @@ impl Output {
         if dest.is_none() && matches!(kind, Kind::Local) {
             return Err(wrong("dest is required for local exporter"));
         }
-        Ok(Self { kind, dest, names, push, rewrite_timestamps })
+        Ok(Self { kind, dest, names, push, rewrite_timestamps, annotations })
     }
 
     pub(super) fn names(&self) -> Vec<String> {
         self.names.clone()
+    }
+
+    pub(super) fn annotations(&self) -> impl Iterator<Item = &str> {
+        self.annotations.iter().map(String::as_str)
+    }
+
+    /// Whether it can take an image for several platforms.
+    pub(super) fn check_several(&self) -> Result<(), CliError> {
+        let reason = match self.kind {
+            Kind::Docker if self.dest.is_some() => {
+                "docker exporter does not currently support exporting manifest lists: use type=oci"
+            }
+            Kind::Tar => "the tar exporter takes one platform: use type=local or type=oci",
+            _ => return Ok(()),
+        };
+        Err(CliError::new(format!("failed to build: {reason}")))
     }
 
     pub(super) fn rewrites_timestamps(&self) -> bool {
@@ -130,47 +159,71 @@ impl Output {
         !matches!(self.kind, Kind::Local | Kind::Tar)
     }
 
-    /// Writes the result there.
-    pub(super) fn write(&self, store: &Store, built: &Built, quiet: bool) -> Result<(), CliError> {
+    /// Writes the result there; gives the digest of what was pushed.
+    pub(super) fn write(
+        &self,
+        store: &Store,
+        result: &Finished,
+        quiet: bool,
+    ) -> Result<Option<Digest>, CliError> {
         match self.kind {
             Kind::Local => {
                 let dest = self.dest.as_deref().unwrap_or(Path::new("."));
-                fs::create_dir_all(dest)
-                    .map_err(|error| CliError::new(format!("cannot make {}: {error}", dest.display())))?;
-                write_files(store, &built.layers, dest)?;
+                for (platform, built) in &result.builds {
+                    // Of several, each has a directory of its own, called as BuildKit calls it.
+                    let place = match platform {
+                        Some(platform) if result.builds.len() > 1 => dest.join(platform.replace('/', "_")),
+                        _ => dest.to_owned(),
+                    };
+                    fs::create_dir_all(&place).map_err(|error| {
+                        CliError::new(format!("cannot make {}: {error}", place.display()))
+                    })?;
+                    write_files(store, &built.layers, &place)?;
+                }
             }
             Kind::Tar => {
                 let (file, _) = self.open()?;
-                write_tar(store, &built.layers, file)?;
+                for (_, built) in &result.builds {
+                    write_tar(store, &built.layers, file.try_clone()?)?;
+                }
             }
             Kind::Oci { is_directory: true } => {
                 let dest = self
                     .dest
                     .as_deref()
                     .ok_or_else(|| CliError::new("dest is required for oci exporter with tar=false"))?;
-                let names = stored_name(built).into_iter().collect::<Vec<_>>();
-                image::save_directory(store, &names, SaveFormat::OciDir, dest).map_err(image_problem)?;
+                image::save_several_directory(store, &result.several, &result.names, dest)
+                    .map_err(image_problem)?;
             }
-            Kind::Oci { is_directory: false } => self.save(store, built, SaveFormat::OciArchive)?,
-            Kind::Docker if self.dest.is_some() => self.save(store, built, SaveFormat::DockerArchive)?,
+            Kind::Oci { is_directory: false } => {
+                let (mut file, path) = self.open()?;
+                image::save_several(store, &result.several, &result.names, &mut file, &path)
+                    .map_err(image_problem)?;
+            }
+            Kind::Docker if self.dest.is_some() => {
+                let name = result.names.first().map(ToString::to_string);
+                let id = result.several.members.first().map(|member| member.id.to_string());
+                let names = name.or(id).into_iter().collect::<Vec<_>>();
+                let (mut file, path) = self.open()?;
+                image::save(store, &names, SaveFormat::DockerArchive, &mut file, &path)
+                    .map_err(image_problem)?;
+            }
             Kind::Docker | Kind::Image => {}
         }
+        let mut digest = None;
         if self.push {
-            let names = built.image.iter().flat_map(|added| added.names.iter());
-            for (name, _) in names {
+            for name in &result.names {
                 let show = Show::of_push(quiet);
-                let pushed = registry::push(store, &name.to_string(), false, None, &show);
+                let pushed = if result.builds.len() > 1 {
+                    registry::push_several(store, name, &result.several, &show).map(|pushed| vec![pushed])
+                } else {
+                    registry::push(store, &name.to_string(), false, None, &show)
+                };
                 show.finish();
-                pushed.map_err(image_problem)?;
+                digest = pushed.map_err(image_problem)?.into_iter().next().map(|pushed| pushed.digest);
             }
         }
-        Ok(())
-    }
-
-    fn save(&self, store: &Store, built: &Built, format: SaveFormat) -> Result<(), CliError> {
-        let names = stored_name(built).into_iter().collect::<Vec<_>>();
-        let (mut file, path) = self.open()?;
-        image::save(store, &names, format, &mut file, &path).map_err(image_problem)
+        Ok(digest)
     }
 
     fn open(&self) -> Result<(File, PathBuf), CliError> {
@@ -198,8 +251,14 @@ mod tests {
 
     #[test]
     fn outputs_are_read() {
-        let plain =
-            |kind| Output { kind, dest: None, names: Vec::new(), push: false, rewrite_timestamps: false };
+        let plain = |kind| Output {
+            kind,
+            dest: None,
+            names: Vec::new(),
+            push: false,
+            rewrite_timestamps: false,
+            annotations: Vec::new(),
+        };
         let table = [
             ("out", Output { dest: Some("out".into()), ..plain(Kind::Local) }),
             ("-", Output { dest: Some("-".into()), ..plain(Kind::Tar) }),

@@ -20,6 +20,7 @@ use super::error::RegistryError;
 use super::upload::Upload;
 use super::{LayerEvent, PARALLEL_LAYERS, Progress, Session};
 use crate::id::Digest;
+use crate::image::several::{OCI_INDEX, Several, annotate_value, annotations_of};
 use crate::image::{ImageError, Reference, find::by_name, intact, told};
 use crate::store::{Catalog, ImageEntry, OCI_MANIFEST, Settings, Store, StoreError};
 
@@ -110,6 +111,39 @@ pub fn push(
     Ok(pushed)
 }
 
+/// Pushes images as one, under a name. The caller holds the content lock.
+///
+/// # Errors
+/// As [`push`].
+pub fn push_several(
+    store: &Store,
+    name: &Reference,
+    several: &Several,
+    progress: &dyn Progress,
+) -> Result<Pushed, ImageError> {
+    let session = Session::new()?;
+    let catalog = store.catalog()?;
+    let place = session.settings.push_place(name)?;
+    let auth = session.auth(name, &place)?;
+    let client = session.client(&auth, &place, name)?;
+    progress.image(name);
+    let push = Push { store, client: &client, catalog: &catalog, name, progress };
+    let mut manifests = Vec::new();
+    for member in &several.members {
+        let id = &member.id;
+        let entry = catalog.images.get(id).ok_or_else(|| ImageError::NotFound(id.to_string()))?;
+        let (outgoing, digest) = push.content(id, entry, None)?;
+        client.put_manifest(digest.as_str(), &outgoing.media_type, &outgoing.bytes, &name.familiar())?;
+        push.record(id, &outgoing, &digest)?;
+        manifests.push((digest, outgoing.bytes.len() as u64));
+    }
+    let bytes = several.index(store, &manifests)?;
+    let digest = Digest::from_bytes(&Sha256::digest(&bytes).into());
+    let tag = name.tag().map_or_else(|| digest.to_string(), str::to_owned);
+    client.put_manifest(&tag, OCI_INDEX, &bytes, &name.familiar())?;
+    Ok(Pushed { name: name.clone(), digest, size: bytes.len() as u64 })
+}
+
 /// A manifest on its way, with what it refers to.
 struct Outgoing {
     media_type: String,
@@ -143,6 +177,21 @@ pub(super) struct Push<'a> {
 
 impl Push<'_> {
     fn image(&self, id: &Digest, entry: &ImageEntry, format: Option<Format>) -> Result<Pushed, ImageError> {
+        let (outgoing, digest) = self.content(id, entry, format)?;
+        let tag = self.name.tag().map_or_else(|| digest.to_string(), str::to_owned);
+        self.client.put_manifest(&tag, &outgoing.media_type, &outgoing.bytes, &self.name.familiar())?;
+        self.record(id, &outgoing, &digest)?;
+        told::tell_transfer(self.store, "push", id, self.name);
+        Ok(Pushed { name: self.name.clone(), digest, size: outgoing.bytes.len() as u64 })
+    }
+
+    /// Brings all of an image but its manifest to the registry; gives that, and its digest.
+    fn content(
+        &self,
+        id: &Digest,
+        entry: &ImageEntry,
+        format: Option<Format>,
+    ) -> Result<(Outgoing, Digest), ImageError> {
         let kept = if format.is_none() { self.original(entry)? } else { None };
         let outgoing = match kept {
             Some(outgoing) => outgoing,
@@ -155,11 +204,7 @@ impl Push<'_> {
         let config = self.store.blob(id)?.ok_or_else(|| ImageError::NotFound(id.to_string()))?;
         super::artifact::upload(self.client, id, &config)?;
         let digest = Digest::from_bytes(&Sha256::digest(&outgoing.bytes).into());
-        let tag = self.name.tag().map_or_else(|| digest.to_string(), str::to_owned);
-        self.client.put_manifest(&tag, &outgoing.media_type, &outgoing.bytes, &self.name.familiar())?;
-        self.record(id, &outgoing, &digest)?;
-        told::tell_transfer(self.store, "push", id, self.name);
-        Ok(Pushed { name: self.name.clone(), digest, size: outgoing.bytes.len() as u64 })
+        Ok((outgoing, digest))
     }
 
     /// The manifest that the image came with, if every blob of it is here.
@@ -187,11 +232,12 @@ impl Push<'_> {
             .iter()
             .map(|(digest, size)| json!({ "mediaType": format.media_type(), "digest": digest, "size": size }))
             .collect();
-        let manifest = json!({
+        let mut manifest = json!({
             "schemaVersion": 2, "mediaType": OCI_MANIFEST,
             "config": { "mediaType": CONFIG, "digest": id, "size": config.len() },
             "layers": descriptors,
         });
+        annotate_value(&mut manifest, &annotations_of(self.store, &entry.manifest)?);
         let bytes = manifest.to_string().into_bytes();
         Ok(Outgoing { media_type: OCI_MANIFEST.to_owned(), bytes, layers: compressed })
     }

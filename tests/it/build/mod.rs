@@ -13,6 +13,7 @@ mod errors;
 mod exported;
 mod git;
 mod language;
+mod platforms;
 mod remote;
 mod running;
 
