@@ -25,7 +25,7 @@ const LINKS: [(&str, &str); 6] = [
     ("pts/ptmx", "ptmx"),
 ];
 
-/// Fills a fresh tmpfs that will be /dev and that nobody else sees yet.
+/// Fills a fresh tmpfs that has just become /dev.
 ///
 /// A device node cannot be made in a user namespace, so each is a bind of the machine's own.
 ///

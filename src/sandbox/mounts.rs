@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -22,6 +22,8 @@ pub struct Options {
     pub propagation: u64,
     /// Whether a bind takes what is mounted below its source along.
     pub recursive: bool,
+    /// The part of the source that a bind takes, relative to it.
+    pub subpath: Option<PathBuf>,
     /// What the filesystem itself gets.
     pub data: Vec<(String, Option<String>)>,
 }
@@ -45,12 +47,15 @@ impl Options {
             match option.as_str() {
                 _ if set != 0 => {}
                 "rw" | "suid" | "dev" | "exec" | "relatime" | "bind" | "async" | "defaults" | "nocopy"
-                | "z" | "Z" => {}
+                | "rro" | "z" | "Z" => {}
                 "rbind" => parsed.recursive = true,
                 "private" | "rprivate" => parsed.propagation = libc::MS_PRIVATE,
                 "slave" | "rslave" => parsed.propagation = libc::MS_SLAVE,
                 "shared" | "rshared" => parsed.propagation = libc::MS_SHARED,
                 "unbindable" | "runbindable" => parsed.propagation = libc::MS_UNBINDABLE,
+                other if other.starts_with("subpath=") => {
+                    parsed.subpath = other.split_once('=').map(|(_, path)| path.into());
+                }
                 other => {
                     let (key, value) = match other.split_once('=') {
                         Some((key, value)) => (key, Some(value.to_owned())),
@@ -101,10 +106,12 @@ pub fn apply(root: &Root, mount: &Mount) -> Staged<()> {
             let name =
                 CString::new(kind).map_err(|_| Failure::plain(Stage::Mounts, what("a type with NUL")))?;
             let made = new(&name, &options).during(Stage::Mounts, || what(kind))?;
+            put(root, &made, destination).during(Stage::Mounts, || what(kind))?;
+            // Not before: until Linux 6.15 nothing can be mounted on a mount that is attached nowhere.
             if kind == "tmpfs" && destination == Path::new("/dev") {
                 devices::populate(&made)?;
             }
-            put(root, &made, destination).during(Stage::Mounts, || what(kind))
+            Ok(())
         }
     }
 }
@@ -133,7 +140,35 @@ fn bind(root: &Root, source: &Path, destination: &Path, options: &Options) -> St
     let what = || format!("cannot mount {} on {}", source.display(), destination.display());
     let opened = root.as_kept(|| open(source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()));
     let opened = opened.during(Stage::Mounts, what)?;
-    bind_fd(root, &opened, destination, options).during(Stage::Mounts, what)
+    bind_below(root, opened, destination, options, &what)
+}
+
+/// Binds a directory that is open, or the part of it that the entry's options name.
+///
+/// # Errors
+/// As [`bind_fd`]; there is no such part.
+pub fn bind_part(root: &Root, source: OwnedFd, entry: &Mount) -> Staged<()> {
+    let options = Options::parse(entry.options().as_deref().unwrap_or_default());
+    let name = entry.source().clone().unwrap_or_default();
+    let what = || format!("cannot mount {} on {}", name.display(), entry.destination().display());
+    bind_below(root, source, entry.destination(), &options, &what)
+}
+
+fn bind_below(
+    root: &Root,
+    source: OwnedFd,
+    destination: &Path,
+    options: &Options,
+    what: &dyn Fn() -> String,
+) -> Staged<()> {
+    let source = match &options.subpath {
+        // A container has written there: whatever links there are end at the volume's root.
+        Some(part) => Root::new(source)
+            .open(part, libc::O_PATH)
+            .during(Stage::Mounts, || format!("{}: its part {:?}", what(), part.display().to_string()))?,
+        None => source,
+    };
+    bind_fd(root, &source, destination, options).during(Stage::Mounts, what)
 }
 
 /// Binds what is open.
@@ -235,6 +270,7 @@ mod tests {
                 attributes: api::MOUNT_ATTR_NOSUID | api::MOUNT_ATTR_RDONLY,
                 propagation: libc::MS_PRIVATE,
                 recursive: true,
+                subpath: None,
                 data: vec![
                     ("mode".into(), Some("755".into())),
                     ("size".into(), Some("64k".into())),
