@@ -213,8 +213,8 @@ impl RunJob {
             peers: Peers::default(),
             keep_id: None,
             host_root: None,
-            controllers: supervisor::cgroup::Delegation::find()
-                .map(|found| found.controllers)
+            controllers: supervisor::cgroup::obtainable()
+                .map(|(controllers, _)| controllers)
                 .unwrap_or_default(),
             image_healthcheck: None,
             extra_masked_paths: supervisor::thermal_throttle_paths(),
@@ -229,6 +229,7 @@ impl RunJob {
             created: Timestamp::now(),
             image: "build".to_owned(),
             image_id: None,
+            mounted_images: Vec::new(),
             command: self.args.clone(),
             labels: plan.labels.clone(),
             volumes: Vec::new(),
@@ -236,6 +237,7 @@ impl RunJob {
             machine_id: containers::machine_id(),
         };
         let saved = Saved {
+            images: Vec::new(),
             write_mode: plan.write_mode,
             plan,
             request,

@@ -211,7 +211,7 @@ fn values_of(ctx: &Context, flag: &str) -> Result<Vec<(String, String)>, CliErro
         "restart" => words(&["no", "always", "on-failure", "unless-stopped"]),
         "pull" => words(&["always", "missing", "never"]),
         "network" | "net" => words(&["bridge", "host", "none"]),
-        "log-driver" => words(&["json-file", "local", "none"]),
+        "log-driver" => words(&["json-file", "journald", "local", "none"]),
         "pid" | "uts" | "cgroupns" => words(&["host", "private"]),
         "ipc" => words(&["host", "none", "private", "shareable"]),
         "format" => words(&["json", "table"]),

@@ -21,9 +21,10 @@ use crate::sandbox::exec;
 use crate::sandbox::idmap::{Facts, Wanted, choose, login_name};
 use crate::store::containers::{self, Containers, RECORD_VERSION, Record};
 use crate::store::secrets::Secrets;
+use crate::store::volumes::Backing;
 use crate::store::{Store, VolumeMeta};
-use crate::supervisor::cgroup::Delegation;
-use crate::supervisor::{self, Saved};
+use crate::supervisor::cgroup;
+use crate::supervisor::{self, MountedImage, Saved};
 use crate::sys;
 
 /// Create a new container
@@ -88,7 +89,7 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
             .then(|| HostRoot { working_dir: working_directory.clone() }),
         controllers: match request.limits == plan::request::Limits::default() {
             true => Vec::new(), // nobody asks
-            false => Delegation::find().map(|found| found.controllers).unwrap_or_default(),
+            false => cgroup::obtainable().map(|(controllers, _)| controllers).unwrap_or_default(),
         },
         image_healthcheck: image::healthcheck(&store, resolved.id.as_ref())
             .and_then(|check| serde_json::from_value(check).ok()),
@@ -99,6 +100,12 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
         eprintln!("WARNING: {warning}");
     }
     let secrets = secrets(ctx, request, &containers.path(&id), &mut plan)?;
+    let (images, image_ids) = mounted_images(&plan, &|reference| {
+        let fetch = |name: &str, reason: image::Reason| {
+            super::pull::for_run(&store, name, reason, platform.cloned(), request.quiet)
+        };
+        image::resolve(&store, reference, request.pull, platform, &fetch)
+    })?;
     check_bind_sources(&plan)?;
     let lock = store.lock_volumes()?;
     mount_volumes(&store, &mut plan)?;
@@ -110,6 +117,7 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
         created: Timestamp::now(),
         image: request.image.clone(),
         image_id: resolved.id.as_ref().map(ToString::to_string),
+        mounted_images: image_ids,
         command: plan.spec.process().as_ref().and_then(|process| process.args().clone()).unwrap_or_default(),
         labels: plan.labels.clone(),
         volumes: plan.volumes.iter().map(|volume| volume.name.clone()).collect(),
@@ -122,9 +130,15 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
         local_dir,
         machine_id: containers::machine_id(),
     };
+    let mut request = request.clone();
+    request.log.tag = rendered_tag(&request, &record)?;
+    if let (Some(tag), true) = (&request.log.tag, request.log.options.contains_key("tag")) {
+        request.log.details.insert("tag".to_owned(), tag.clone());
+    }
     let saved = Saved {
         write_mode: plan.write_mode,
         plan,
+        images,
         request: request.clone(),
         image_config: resolved.config,
         root: resolved.root,
@@ -146,6 +160,48 @@ pub fn create_container(ctx: &Context, request: &RunRequest) -> Result<(Record, 
     made?;
     containers.tell(&record, "create", &[]);
     Ok((record, saved))
+}
+
+/// The images that a plan mounts, in the order of its mounts, and their ids.
+fn mounted_images(
+    plan: &plan::ContainerPlan,
+    resolve: &dyn Fn(&str) -> Result<image::ResolvedImage, image::ImageError>,
+) -> Result<(Vec<MountedImage>, Vec<String>), CliError> {
+    let (mut images, mut ids) = (Vec::new(), Vec::new());
+    for mount in plan.spec.mounts().iter().flatten().filter(|mount| mount.typ().as_deref() == Some("image")) {
+        let reference = mount.source().as_deref().unwrap_or(Path::new("")).to_string_lossy();
+        let resolved = resolve(&reference).map_err(super::images::resolve_error)?;
+        if !matches!(resolved.root, image::RootSource::Packed { .. }) {
+            return Err(CliError::new(format!("{reference} is no image: it cannot be mounted as one"))
+                .with_hint("bind the directory: --mount type=bind,source=DIR,target=DIR,readonly")
+                .with_exit(Exit::Engine));
+        }
+        ids.extend(resolved.id.as_ref().map(ToString::to_string));
+        images.push(MountedImage { destination: mount.destination().clone(), root: resolved.root });
+    }
+    Ok((images, ids))
+}
+
+/// `--log-opt tag=`: a template over Docker's fields, and without one the container's short id.
+fn rendered_tag(request: &RunRequest, record: &Record) -> Result<Option<String>, CliError> {
+    let Some(template) = &request.log.tag else { return Ok(None) };
+    let image_id = record.image_id.clone().unwrap_or_default();
+    let short = image_id.strip_prefix("sha256:").unwrap_or(&image_id).chars().take(12).collect::<String>();
+    let fields = serde_json::json!({
+        "ID": record.id.short(),
+        "FullID": record.id,
+        "Name": record.name,
+        "FullName": format!("/{}", record.name),
+        "ImageID": short,
+        "ImageFullID": image_id,
+        "ImageName": record.image,
+        "Command": record.command.join(" "),
+        "DaemonName": "hostel",
+    });
+    let rendered = super::format::Template::parse(template).and_then(|template| template.render(&fields));
+    rendered.map(Some).map_err(|error| {
+        CliError::new(format!("invalid log opt tag={template}: {error}")).with_exit(Exit::Engine)
+    })
 }
 
 /// Who the caller is to be inside.
@@ -235,6 +291,7 @@ fn peer(containers: &Containers, reference: &str) -> Result<plan::Peer, CliError
 /// caller's proxies.
 fn completed(containers: &Containers, request: &RunRequest) -> Result<RunRequest, CliError> {
     let mut request = request.clone();
+    super::cdi::apply(&mut request)?;
     request.process.env.splice(0..0, proxy_settings());
     for from in request.storage.volumes_from.clone() {
         let other = containers.find(&from.container).map_err(engine_error)?;
@@ -251,6 +308,7 @@ fn completed(containers: &Containers, request: &RunRequest) -> Result<RunRequest
             let kind = MountKind::Volume(VolumeMount {
                 name: Some(volume.name.parse().map_err(engine_error)?),
                 no_copy: volume.no_copy,
+                ..VolumeMount::default()
             });
             found.push(MountRequest {
                 destination: volume.destination.clone(),
@@ -424,20 +482,47 @@ fn check_bind_sources(plan: &plan::ContainerPlan) -> Result<(), CliError> {
 
 /// Makes the volumes that are missing and turns their mounts into binds of their directories.
 fn mount_volumes(store: &Store, plan: &mut plan::ContainerPlan) -> Result<(), CliError> {
-    let mut directories = std::collections::BTreeMap::new();
+    let mut backings = std::collections::BTreeMap::new();
     for volume in &mut plan.volumes {
         let name: Name = volume.name.parse().map_err(engine_error)?;
-        let (made, is_new) = store.create_volume(&name, &VolumeMeta::new(volume.anonymous))?;
-        volume.no_copy |= !is_new && has_content(&made.data);
-        directories.insert(PathBuf::from(&volume.name), made.data);
+        let mut meta = VolumeMeta::new(volume.anonymous);
+        (meta.labels, meta.options) = (volume.labels.clone(), volume.options.clone());
+        super::volume::check_options(&meta.options).map_err(|error| error.with_exit(Exit::Engine))?;
+        let (made, is_new) = store.create_volume(&name, &meta)?;
+        let backing = made.backing();
+        volume.no_copy |= match &backing {
+            Backing::Directory { path, .. } if *path == made.data => !is_new && has_content(path),
+            Backing::Directory { path, .. } => has_content(path),
+            // Empty at each start: there is nothing to keep a copy in.
+            Backing::Memory { .. } => true,
+        };
+        backings.insert(PathBuf::from(&volume.name), backing);
     }
     for mount in plan.spec.mounts_mut().iter_mut().flatten() {
         let is_volume = mount.typ().as_deref() == Some("volume");
-        if let Some(directory) =
-            mount.source().as_ref().and_then(|name| directories.get(name)).filter(|_| is_volume)
-        {
-            mount.set_source(Some(directory.clone()));
-            mount.set_typ(Some("bind".into()));
+        let backing = mount.source().as_ref().and_then(|name| backings.get(name)).filter(|_| is_volume);
+        match backing {
+            Some(Backing::Directory { path, read_only }) => {
+                if !path.is_dir() {
+                    return Err(CliError::new(format!(
+                        "failed to mount local volume: {} is not a directory of this machine",
+                        path.display()
+                    ))
+                    .with_exit(Exit::Engine));
+                }
+                let mut options = mount.options().clone().unwrap_or_default();
+                if *read_only && !options.iter().any(|option| option == "ro") {
+                    options.extend(["ro".to_owned(), "rro".to_owned()]);
+                }
+                mount.set_source(Some(path.clone())).set_typ(Some("bind".into())).set_options(Some(options));
+            }
+            Some(Backing::Memory { options }) => {
+                let read_only = mount.options().iter().flatten().any(|option| option == "ro");
+                let all = ["nosuid", "nodev"].map(str::to_owned).into_iter().chain(options.iter().cloned());
+                let all = all.chain(read_only.then(|| "ro".to_owned())).collect();
+                mount.set_source(Some("tmpfs".into())).set_typ(Some("tmpfs".into())).set_options(Some(all));
+            }
+            None => {}
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Context, Exit, Outcome};
 use crate::sandbox::idmap::{Facts, Method, Wanted, choose, login_name};
-use crate::supervisor::cgroup::Delegation;
+use crate::supervisor::cgroup;
 use crate::sys;
 
 /// Check what this machine gives containers, and how to mend what is missing
@@ -241,13 +241,31 @@ fn space(root: &Path) -> Finding {
 
 fn limits() -> Finding {
     const SUBJECT: &str = "limits";
-    match Delegation::find() {
-        Some(found) if found.controllers.len() >= 3 => {
-            ok(SUBJECT, format!("held by the kernel: {}", found.controllers.join(", ")))
+    const WANTED: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+    match cgroup::obtainable() {
+        Some((found, source)) if found.len() >= 3 => {
+            let by = match source {
+                cgroup::Source::Delegated => "",
+                cgroup::Source::Systemd => ", in a scope of systemd's (linger, or they end when you log out)",
+            };
+            let missing: Vec<_> =
+                WANTED.into_iter().filter(|name| !found.iter().any(|known| known == name)).collect();
+            let text = format!("held by the kernel: {}{by}", found.join(", "));
+            if missing.is_empty() {
+                return ok(SUBJECT, text);
+            }
+            let uid = Uid::effective();
+            note(
+                SUBJECT,
+                format!("{text}; not: {}", missing.join(", ")),
+                format!(
+                    "sudo mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=yes\\n' | sudo tee /etc/systemd/system/user@.service.d/delegate.conf && sudo systemctl daemon-reload && sudo systemctl restart user@{uid}"
+                ),
+            )
         }
-        Some(found) => note(
+        Some((found, _)) => note(
             SUBJECT,
-            format!("a control group is delegated, but only with: {}", found.controllers.join(", ")),
+            format!("a control group is delegated, but only with: {}", found.join(", ")),
             "the machine must hand on the controllers cpu, cpuset, io, memory and pids (systemd: Delegate=yes)",
         ),
         None => note(

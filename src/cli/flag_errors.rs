@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use super::{CliError, Exit};
+use super::{CliError, Exit, known_elsewhere};
 
 /// What is wrong with the command line, or `None` for what is no complaint (help, version) and for
 /// complaints that are best left in clap's words.
@@ -18,12 +18,20 @@ pub fn explain(error: &clap::Error, command: &Command, arguments: &[OsString]) -
     let subject = text(error, ContextKind::InvalidArg);
     let flag = subject.filter(|subject| subject.starts_with('-'));
     let (message, exit) = match error.kind() {
+        ErrorKind::UnknownArgument
+            if flag.is_some_and(|flag| known_elsewhere::flag(&path, flag).is_some()) =>
+        {
+            return known_elsewhere::flag(&path, flag?);
+        }
         ErrorKind::UnknownArgument => match flag {
             Some(flag) => (unknown_flag(flag), Exit::Engine),
             None => (format!("'{path}' accepts no more arguments: {}", subject?), Exit::Failure),
         },
         ErrorKind::InvalidSubcommand => {
             let name = text(error, ContextKind::InvalidSubcommand)?;
+            if let Some(refusal) = known_elsewhere::verb(&format!("{path} {name}")) {
+                return Some(refusal);
+            }
             (format!("unknown command: {path} {name}"), Exit::Failure)
         }
         // Also clap's kind for a value that is missing altogether.

@@ -1,14 +1,14 @@
 //! The first page of the help, with its verbs in Docker's groups, and the manual pages.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Command;
 
 use super::{CliError, Exit, Outcome};
 
 /// Docker's groups; what is in none of them is another command.
-const COMMON: [&str; 11] =
-    ["run", "exec", "ps", "build", "pull", "push", "images", "login", "logout", "version", "info"];
+const COMMON: [&str; 12] =
+    ["run", "exec", "ps", "build", "pull", "push", "images", "login", "logout", "search", "version", "info"];
 
 /// The first page.
 #[must_use]
@@ -57,7 +57,7 @@ pub struct ManArgs {
     directory: PathBuf,
 }
 
-/// Writes hostel.1, hostel-run.1, hostel-container-ls.1 and so on.
+/// Writes hostel.1, hostel-run.1, hostel-container-ls.1 and so on; dated today, or as SOURCE_DATE_EPOCH says.
 ///
 /// # Errors
 /// As writing files.
@@ -66,7 +66,44 @@ pub fn write_manual(args: &ManArgs) -> Outcome {
         .map_err(|error| CliError::new(format!("cannot make {}: {error}", args.directory.display())))?;
     let mut command = super::command();
     command.build();
-    clap_mangen::generate_to(command, &args.directory)
+    let epoch = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok());
+    let time = epoch.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    let date = time.unwrap_or_else(jiff::Timestamp::now).strftime("%Y-%m-%d").to_string();
+    write_pages(&command, &args.directory, &date)
         .map_err(|error| CliError::new(format!("cannot write to {}: {error}", args.directory.display())))?;
     Ok(Exit::Success)
+}
+
+/// The page of a command, and those of the commands below it.
+fn write_pages(command: &Command, directory: &Path, date: &str) -> std::io::Result<()> {
+    let name = command.get_bin_name().unwrap_or_else(|| command.get_name()).replace(' ', "-");
+    let page =
+        clap_mangen::Man::new(command.clone().name(name.clone())).title(name.to_uppercase()).date(date);
+    let mut text = Vec::new();
+    page.render(&mut text)?;
+    std::fs::write(
+        directory.join(format!("{name}.1")),
+        without_double_breaks(&String::from_utf8_lossy(&text)),
+    )?;
+    for below in command.get_subcommands().filter(|below| !below.is_hide_set() && below.get_name() != "help")
+    {
+        write_pages(below, directory, date)?;
+    }
+    Ok(())
+}
+
+/// `.br` beside an empty line breaks a line twice, which linters of pages complain of; so they do of the empty line.
+fn without_double_breaks(page: &str) -> String {
+    let lines: Vec<&str> = page.lines().collect();
+    let is_space =
+        |at: Option<usize>| at.and_then(|at| lines.get(at)).is_some_and(|line| matches!(*line, "" | ".sp"));
+    let mut text = String::with_capacity(page.len());
+    for (at, line) in lines.iter().enumerate() {
+        if *line == ".br" && (is_space(at.checked_sub(1)) || is_space(Some(at + 1))) {
+            continue;
+        }
+        text.push_str(if line.is_empty() { ".sp" } else { line });
+        text.push('\n');
+    }
+    text
 }

@@ -547,8 +547,12 @@ pub fn uses(ctx: &Context) -> Result<Vec<ContainerUse>, CliError> {
     for id in containers.ids()? {
         // One that goes away meanwhile uses nothing.
         let (Ok(record), Ok(status)) = (containers.record(&id), containers.status(&id)) else { continue };
-        let Some(image) = record.image_id.as_ref().and_then(|id| id.parse().ok()) else { continue };
-        uses.push(ContainerUse { container: id.short().to_owned(), image, is_running: status.is_live() });
+        let images = record.image_id.iter().chain(&record.mounted_images).filter_map(|id| id.parse().ok());
+        uses.extend(images.map(|image| ContainerUse {
+            container: id.short().to_owned(),
+            image,
+            is_running: status.is_live(),
+        }));
     }
     Ok(uses)
 }

@@ -10,7 +10,7 @@ use super::{CliError, Context, Exit, Outcome};
 use crate::sandbox::idmap::{Facts, Method, Wanted, choose};
 use crate::store::containers::{Containers, Status};
 use crate::store::{Settings, Store, local};
-use crate::supervisor::cgroup::Delegation;
+use crate::supervisor::cgroup;
 use crate::supervisor::materialise;
 
 /// Display system-wide information
@@ -71,7 +71,11 @@ fn gather(ctx: &Context) -> Result<Value, CliError> {
         "Driver": "hostel",
         "ServerVersion": env!("CARGO_PKG_VERSION"),
         "LoggingDriver": "json-file",
-        "CgroupDriver": if Delegation::find().is_some() { "cgroupfs" } else { "none" },
+        "CgroupDriver": match cgroup::obtainable() {
+            Some((_, cgroup::Source::Delegated)) => "cgroupfs",
+            Some((_, cgroup::Source::Systemd)) => "systemd",
+            None => "none",
+        },
         "CgroupVersion": if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "2" } else { "1" },
         "KernelVersion": uname.release().to_string_lossy(),
         "OperatingSystem": operating_system(),
@@ -113,11 +117,17 @@ fn gather(ctx: &Context) -> Result<Value, CliError> {
 }
 
 fn limits() -> String {
-    match Delegation::find() {
-        Some(found) if found.controllers.is_empty() => {
+    match cgroup::obtainable() {
+        Some((controllers, _)) if controllers.is_empty() => {
             "none hold: the delegated control group has no controllers".into()
         }
-        Some(found) => format!("hold: {}", found.controllers.join(", ")),
+        Some((controllers, cgroup::Source::Delegated)) => format!("hold: {}", controllers.join(", ")),
+        Some((controllers, cgroup::Source::Systemd)) => {
+            format!(
+                "hold, in a scope of systemd's for each container that has any: {}",
+                controllers.join(", ")
+            )
+        }
         None => "none hold: no control group is delegated; `hostel doctor` says what would help".into(),
     }
 }
@@ -134,7 +144,7 @@ fn daemon() -> Value {
         "Runtimes": { "hostel": { "path": std::env::current_exe().unwrap_or_default() } },
         "Plugins": {
             "Volume": ["local"], "Network": ["bridge", "host", "none"], "Authorization": null,
-            "Log": ["json-file", "none"],
+            "Log": ["journald", "json-file", "local", "none"],
         },
         "Swarm": { "LocalNodeState": "inactive" },
         "Warnings": null,

@@ -325,6 +325,11 @@ fn mounts(saved: &Saved) -> Value {
                 "Type": "volume", "Name": volume.name, "Source": mount.source(), "Destination": mount.destination(),
                 "Driver": "local", "Mode": "z", "RW": !read_only, "Propagation": "",
             }));
+        } else if kind == "image" {
+            found.push(json!({
+                "Type": "image", "Source": mount.source(), "Destination": mount.destination(),
+                "Mode": "", "RW": false, "Propagation": "",
+            }));
         } else if kind == "bind" {
             found.push(json!({
                 "Type": "bind", "Source": mount.source(), "Destination": mount.destination(),

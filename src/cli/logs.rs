@@ -15,6 +15,8 @@ use crate::store::containers::Containers;
 use crate::supervisor::Saved;
 use crate::supervisor::log::{self, Entry, Stream};
 
+mod journal;
+
 /// Fetch the logs of a container
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -85,7 +87,10 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
             ))
         })?),
     };
-    let mut reader = Reader::new(&containers.path(&record.id).join("log"));
+    let mut reader: Box<dyn Entries> = match saved.request.log_driver {
+        LogDriver::Journald => Box::new(journal::Reader::new(record.id.as_str(), args.follow)?),
+        _ => Box::new(Reader::new(&containers.path(&record.id).join("log"))),
+    };
     let mut kept: VecDeque<Entry> = VecDeque::new();
     let (mut ends, mut at_start) = (0, true);
     while let Some(entry) = reader.next()? {
@@ -112,6 +117,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     if !args.follow {
         return Ok(Exit::Success);
     }
+    reader.go_on()?;
     loop {
         // Asked before reading, so that what is written before the end is still seen. The lock is held
         // through restarts too.
@@ -127,6 +133,17 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
             return Ok(Exit::Success);
         }
         std::thread::sleep(FOLLOW_INTERVAL);
+    }
+}
+
+/// Where lines come from.
+trait Entries {
+    /// The next entry that is whole; `None` when there is none for now.
+    fn next(&mut self) -> Result<Option<Entry>, CliError>;
+
+    /// After the first `None`: what comes later is wanted, too.
+    fn go_on(&mut self) -> Result<(), CliError> {
+        Ok(())
     }
 }
 
@@ -177,7 +194,31 @@ impl Reader {
         Self { path: path.to_owned(), parts, current: None, line: String::new() }
     }
 
-    /// The next entry that is whole; `None` when there is none for now.
+    /// Where the file being read was put aside and nothing more came to it: what followed. Whether there is
+    /// anything.
+    fn find_later_parts(&mut self) -> Result<bool, CliError> {
+        let Some(reader) = &mut self.current else { return Ok(false) };
+        let own = inode(reader.get_ref());
+        let is_other = |file: &File| inode(file) != own;
+        if File::open(&self.path).is_ok_and(|file| !is_other(&file)) {
+            return Ok(false);
+        }
+        let parts = log::files(&self.path);
+        let newest_first = parts.iter().rev().filter_map(|part| File::open(part).ok());
+        let mut later: VecDeque<File> = newest_first.take_while(is_other).collect();
+        later.make_contiguous().reverse();
+        // Looked at last: whoever put it aside had written all before.
+        let read = reader.stream_position()?;
+        let whole = reader.get_ref().metadata()?.len();
+        if later.is_empty() || (whole > read && self.line.is_empty()) {
+            return Ok(false);
+        }
+        self.parts = later;
+        Ok(true)
+    }
+}
+
+impl Entries for Reader {
     fn next(&mut self) -> Result<Option<Entry>, CliError> {
         loop {
             if self.current.is_none() {
@@ -202,29 +243,6 @@ impl Reader {
             }
             self.current = None;
         }
-    }
-
-    /// Where the file being read was put aside and nothing more came to it: what followed. Whether there is
-    /// anything.
-    fn find_later_parts(&mut self) -> Result<bool, CliError> {
-        let Some(reader) = &mut self.current else { return Ok(false) };
-        let own = inode(reader.get_ref());
-        let is_other = |file: &File| inode(file) != own;
-        if File::open(&self.path).is_ok_and(|file| !is_other(&file)) {
-            return Ok(false);
-        }
-        let parts = log::files(&self.path);
-        let newest_first = parts.iter().rev().filter_map(|part| File::open(part).ok());
-        let mut later: VecDeque<File> = newest_first.take_while(is_other).collect();
-        later.make_contiguous().reverse();
-        // Looked at last: whoever put it aside had written all before.
-        let read = reader.stream_position()?;
-        let whole = reader.get_ref().metadata()?.len();
-        if later.is_empty() || (whole > read && self.line.is_empty()) {
-            return Ok(false);
-        }
-        self.parts = later;
-        Ok(true)
     }
 }
 

@@ -6,7 +6,7 @@ use crate::plan::request::Limits;
 use crate::plan::restart::RestartPolicy;
 use crate::store::containers::{ContainerError, Containers, Record, Status};
 use crate::supervisor::Saved;
-use crate::supervisor::cgroup::{Delegation, Group};
+use crate::supervisor::cgroup::{self, Group};
 
 /// Update configuration of one or more containers
 ///
@@ -72,7 +72,7 @@ fn change_limits(containers: &Containers, record: &Record, limits: &Limits) -> R
             let dir = state.cgroup.ok_or_else(none)?;
             Group::at(&dir).update(limits)?;
         }
-        _ => drop(Delegation::find().ok_or_else(none)?),
+        _ => drop(cgroup::obtainable().ok_or_else(none)?),
     }
     Ok(())
 }

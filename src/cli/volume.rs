@@ -1,5 +1,7 @@
 //! Manage volumes
 
+mod transfer;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
@@ -21,6 +23,8 @@ use crate::sys;
 #[derive(clap::Subcommand, Debug)]
 pub enum Verb {
     Create(CreateArgs),
+    Export(transfer::ExportArgs),
+    Import(transfer::ImportArgs),
     Inspect(InspectArgs),
     #[command(visible_alias = "list")]
     Ls(ListArgs),
@@ -125,6 +129,8 @@ pub fn run(ctx: &Context, verb: Verb) -> Outcome {
         Verb::Ls(args) => list(ctx, &args),
         Verb::Prune(args) => prune(ctx, &args),
         Verb::Rm(args) => remove_each(ctx, &args),
+        Verb::Export(args) => transfer::export(ctx, &args),
+        Verb::Import(args) => transfer::import(ctx, &args),
     }
 }
 
@@ -136,21 +142,76 @@ fn create(ctx: &Context, args: &CreateArgs) -> Outcome {
         ))
         .with_hint("the only driver is local"));
     }
-    if let Some(option) = args.options.first() {
-        return Err(CliError::new(format!("the volume option {option:?} is not supported"))
-            .with_hint("mount the file system yourself and bind it with -v; a tmpfs is made with --tmpfs"));
-    }
+    let options: BTreeMap<String, String> = args.options.iter().map(|option| key_value(option)).collect();
+    check_options(&options)?;
     let store = Store::open(&ctx.root)?;
     let name: Name = match &args.name {
         Some(name) => parse_new_name(name)?,
         None => ContainerId::from_random(&sys::process::random_bytes()?).to_string().parse()?,
     };
     let mut meta = VolumeMeta::new(args.name.is_none());
+    meta.options = options;
     meta.labels = args.label.iter().map(|label| key_value(label)).collect();
     let _lock = store.lock_volumes()?;
     store.create_volume(&name, &meta)?;
     println!("{name}");
     Ok(Exit::Success)
+}
+
+/// The local driver's options, as Docker checks them; what takes root to mount is refused by name.
+///
+/// # Errors
+/// An option that is none, or that nobody but root can honour.
+pub(super) fn check_options(options: &BTreeMap<String, String>) -> Result<(), CliError> {
+    const ROOT: &str =
+        "mount it yourself and bind the directory: --opt type=none --opt o=bind --opt device=DIR";
+    if let Some(name) = options.keys().find(|name| !matches!(name.as_str(), "type" | "o" | "device" | "size"))
+    {
+        return Err(CliError::new(format!("invalid option: {name:?}")));
+    }
+    if options.contains_key("size") {
+        return Err(CliError::new("quota size requested but no quota support")
+            .with_hint("a tmpfs has a size: --opt type=tmpfs --opt device=tmpfs --opt o=size=64m"));
+    }
+    let option = |name: &str| options.get(name).map_or("", String::as_str);
+    let words: Vec<&str> = option("o").split(',').filter(|word| !word.is_empty()).collect();
+    match option("type") {
+        "" if options.is_empty() => Ok(()),
+        "" => Err(CliError::new("missing required option: \"type\"")),
+        _ if option("device").is_empty() => Err(CliError::new("missing required option: \"device\"")),
+        "tmpfs" => match words.iter().find(|word| !is_tmpfs_option(word)) {
+            Some(word) => Err(CliError::new(format!("invalid option of a tmpfs: {word:?}"))),
+            None => Ok(()),
+        },
+        "none" | "bind" if words.iter().any(|word| matches!(*word, "bind" | "rbind")) => {
+            let known = ["bind", "rbind", "ro", "rw", "defaults", "private", "rprivate"];
+            match words.iter().find(|word| !known.contains(word)) {
+                _ if !option("device").starts_with('/') => Err(CliError::new(format!(
+                    "the device of a bind is an absolute path: {:?}",
+                    option("device")
+                ))),
+                Some(word) => Err(CliError::new(format!(
+                    "the option {word:?} of a bind is not supported in this version"
+                ))),
+                None => Ok(()),
+            }
+        }
+        kind => Err(CliError::new(format!(
+            "a volume of type {kind:?} is not supported: only root may mount such a file system"
+        ))
+        .with_hint(ROOT)),
+    }
+}
+
+fn is_tmpfs_option(word: &str) -> bool {
+    let (key, value) = word.split_once('=').unwrap_or((word, ""));
+    match key {
+        "size" | "mode" | "uid" | "gid" | "nr_inodes" => !value.is_empty(),
+        "ro" | "rw" | "exec" | "noexec" | "suid" | "nosuid" | "dev" | "nodev" | "noatime" | "relatime" => {
+            true
+        }
+        _ => false,
+    }
 }
 
 fn parse_new_name(text: &str) -> Result<Name, CliError> {

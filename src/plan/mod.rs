@@ -17,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 mod build;
 pub mod capability;
+pub mod cdi;
 pub mod dockerfile;
 pub mod health;
 pub mod instruction;
@@ -339,6 +340,12 @@ pub struct VolumePlan {
     pub destination: PathBuf,
     /// `nocopy` was given.
     pub no_copy: bool,
+    /// Labels of the volume, if it is made now.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// Its driver's options, likewise.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub options: Labels,
 }
 
 /// The id of a network that is always there: made of its name, the same on every machine, and of Docker's

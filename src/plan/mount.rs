@@ -5,7 +5,8 @@
 //! `ro`, and `rro` as well when everything below it is to be read-only too (mount_setattr(2) with
 //! AT_RECURSIVE). No list holds an option and its opposite. A volume has the type `volume`, its name
 //! as source, and beside a bind's options maybe `nocopy`; the supervisor turns it into a bind of the
-//! volume's directory.
+//! volume's directory. An image has the type `image` and its reference as source. `subpath=PATH` is the part of
+//! a volume or an image that is mounted.
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
@@ -15,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::build::{BuildFacts, PlanError, uses_host_ipc, uses_host_network, uses_host_pids};
 use super::request::{
-    Access, BindMount, IpcMode, MountKind, MountRequest, Propagation, RunRequest, VolumeMount,
+    Access, BindMount, ImageMount, IpcMode, MountKind, MountRequest, Propagation, RunRequest, VolumeMount,
 };
 use super::{BindSource, VolumePlan};
 
@@ -97,6 +98,9 @@ impl MountPlan {
             MountKind::Tmpfs { options: extra } => {
                 mount(destination, "tmpfs", Path::new("tmpfs"), tmpfs_options(request.access, extra))
             }
+            MountKind::Image(image) => {
+                mount(destination, "image", Path::new(&image.reference), image_options(image))
+            }
             MountKind::Volume(volume) => {
                 let name = self.add_volume(destination, volume, facts);
                 mount(destination, "volume", Path::new(&name), volume_options(request.access, volume))
@@ -115,7 +119,10 @@ impl MountPlan {
                 name: name.clone(),
                 anonymous: volume.name.is_none(),
                 destination: destination.to_owned(),
-                no_copy: volume.no_copy,
+                // Content of the image would lie in a part of the volume that this mount does not show.
+                no_copy: volume.no_copy || volume.subpath.is_some(),
+                labels: volume.labels.clone(),
+                options: volume.options.clone(),
             });
         }
         name
@@ -260,7 +267,19 @@ fn volume_options(access: Access, volume: &VolumeMount) -> Vec<String> {
     if volume.no_copy {
         text.push("nocopy");
     }
-    options(&text)
+    let mut all = options(&text);
+    all.extend(volume.subpath.as_deref().map(subpath_option));
+    all
+}
+
+fn image_options(image: &ImageMount) -> Vec<String> {
+    let mut all = options(&["ro", "rro", "nodev", Propagation::RPrivate.as_str()]);
+    all.extend(image.subpath.as_deref().map(subpath_option));
+    all
+}
+
+fn subpath_option(path: &Path) -> String {
+    format!("subpath={}", path.display())
 }
 
 fn access_options(access: Access) -> &'static [&'static str] {

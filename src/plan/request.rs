@@ -108,6 +108,8 @@ pub enum LogDriver {
     JsonFile,
     /// The same file with Docker's limits for this driver, unless others are given.
     Local,
+    /// In the machine's journal.
+    Journald,
     /// Nowhere.
     None,
 }
@@ -123,6 +125,9 @@ pub struct LogRequest {
     pub max_files: u32,
     /// What `logs --details` shows with each line.
     pub details: BTreeMap<String, String>,
+    /// `tag=`: a template, and rendered once the container has an id.
+    #[serde(default)]
+    pub tag: Option<String>,
 }
 
 /// One `--secret`.
@@ -219,6 +224,13 @@ pub struct EnvSetting {
 pub struct StorageRequest {
     /// `-v`, `--mount`, `--tmpfs` and `--device`, in order.
     pub mounts: Vec<MountRequest>,
+    /// `--device` by CDI names: what they add is among the mounts and variables of the request that is
+    /// saved.
+    #[serde(default)]
+    pub cdi_devices: Vec<String>,
+    /// `--gpus`, likewise.
+    #[serde(default)]
+    pub gpus: Vec<String>,
     /// `--volumes-from`: what it adds is among the mounts of the request that is saved.
     #[serde(default)]
     pub volumes_from: Vec<VolumesFrom>,
@@ -281,6 +293,8 @@ pub enum MountKind {
         /// Options of the mount, checked, in order (`size=64m`, `exec`).
         options: Vec<String>,
     },
+    /// Files of another image, read-only.
+    Image(ImageMount),
     /// A device node of the host that the user may open.
     Device {
         /// The node.
@@ -310,6 +324,24 @@ pub struct VolumeMount {
     pub name: Option<Name>,
     /// Do not fill a new volume with the image's content there.
     pub no_copy: bool,
+    /// The part of the volume that is mounted, relative to it; `None` for all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subpath: Option<PathBuf>,
+    /// Labels of a volume that is made for this mount.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// Its driver's options.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub options: Labels,
+}
+
+/// Another image in the container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageMount {
+    /// Its reference, as typed.
+    pub reference: String,
+    /// The part of it that is mounted, relative to its root; `None` for all of it.
+    pub subpath: Option<PathBuf>,
 }
 
 /// How mounts made later travel between the host's view and the container's

@@ -65,6 +65,8 @@ pub struct Enter<'a> {
     pub shared_memory: Option<OwnedFd>,
     /// The link to make, for the userspace network.
     pub link: Option<&'a net::link::LinkConfig>,
+    /// For each mount of an image, in order: the directory that it is written out to, or none where it is served.
+    pub images: &'a [Option<PathBuf>],
     /// Whether it is in a control group of its own, where a namespace of it is to begin.
     pub own_group: bool,
     /// New volumes to fill from the image: `(place in the container, the volume's directory)`.
@@ -119,8 +121,13 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     for (place, volume) in &enter.fill {
         root.as_kept(|| copyup::copy(&root, place, volume))?;
     }
+    let mut images = enter.images.iter();
     for entry in plan.spec.mounts().iter().flatten() {
-        mounts::apply(&root, entry)?;
+        if entry.typ().as_deref() == Some("image") {
+            mount_image(enter, &root, entry, images.next())?;
+        } else {
+            mounts::apply(&root, entry)?;
+        }
     }
     shared_memory(enter, &root)?;
     etc_files(enter, &root)?;
@@ -402,6 +409,31 @@ fn own_file(root: &Root, source: &Path, destination: &Path) -> Staged<()> {
     let opened = root.as_kept(|| open(source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()));
     let opened = opened.during(Stage::Mounts, what)?;
     mounts::bind_fd(root, &opened, destination, &mounts::Options::default()).during(Stage::Mounts, what)
+}
+
+/// Mounts another image, or a part of it.
+fn mount_image(
+    enter: &Enter<'_>,
+    root: &Root,
+    entry: &oci_spec::runtime::Mount,
+    tree: Option<&Option<PathBuf>>,
+) -> Staged<()> {
+    let RootMount { lower_point, kept, .. } = enter.root;
+    let what = || format!("cannot mount an image on {}", entry.destination().display());
+    let tree = tree.ok_or_else(|| Failure::plain(Stage::Mounts, what()))?.as_deref();
+    let directory = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let opened = as_kept(kept, || {
+        if tree.is_none() {
+            // Over what may be mounted there already, and taken away as soon as the image is in its place.
+            mount_fuse(&enter.root, lower_point, true)?;
+        }
+        open(tree.unwrap_or(lower_point), directory, Mode::empty()).during(Stage::Mounts, what)
+    })?;
+    let mounted = mounts::bind_part(root, opened, entry);
+    if tree.is_none() {
+        umount2(lower_point, MntFlags::MNT_DETACH).during(Stage::Mounts, what)?;
+    }
+    mounted
 }
 
 /// /dev/shm of the container whose IPC is shared.

@@ -216,7 +216,10 @@ impl Store {
         let mut images = Vec::new();
         for id in containers.ids()? {
             match containers.record(&id) {
-                Ok(record) => images.extend(record.image_id.and_then(|image| image.parse().ok())),
+                Ok(record) => {
+                    let all = record.image_id.iter().chain(&record.mounted_images);
+                    images.extend(all.filter_map(|image| image.parse().ok()));
+                }
                 // It went away meanwhile.
                 Err(ContainerError::NotFound(_)) => {}
                 Err(ContainerError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}

@@ -126,6 +126,9 @@ pub struct Record {
     pub image: String,
     /// The image's config digest; none for a directory.
     pub image_id: Option<String>,
+    /// Config digests of images that it mounts besides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounted_images: Vec<String>,
     /// Command and arguments, as `ps` shows them.
     pub command: Vec<String>,
     /// Labels.

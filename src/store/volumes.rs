@@ -55,6 +55,40 @@ pub struct Volume {
     pub meta: VolumeMeta,
 }
 
+/// What a container gets when it mounts a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// A directory: the volume's own, or one of the machine's that its options name.
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// `o=ro`.
+        read_only: bool,
+    },
+    /// Memory, new with each start.
+    Memory {
+        /// Options of the mount.
+        options: Vec<String>,
+    },
+}
+
+impl Volume {
+    /// What its options make of it (the local driver's `type`, `device` and `o`, as mount(8) has them).
+    #[must_use]
+    pub fn backing(&self) -> Backing {
+        let option = |name: &str| self.meta.options.get(name).map_or("", String::as_str);
+        let words = || option("o").split(',').filter(|word| !word.is_empty());
+        match option("type") {
+            "tmpfs" => Backing::Memory { options: words().map(str::to_owned).collect() },
+            "none" | "bind" if !option("device").is_empty() => Backing::Directory {
+                path: option("device").into(),
+                read_only: words().any(|word| word == "ro"),
+            },
+            _ => Backing::Directory { path: self.data.clone(), read_only: false },
+        }
+    }
+}
+
 impl Store {
     /// Makes a volume, or gives the one that exists; the second value says whether it is new. The
     /// caller holds the volumes lock until a container's record names the volume.

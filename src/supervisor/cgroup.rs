@@ -10,9 +10,9 @@
 //!
 //! Only version 2 of the kernel's control groups can be delegated. What systemd gives to a user
 //! (`user@UID.service`) can be written to, but a process of a login session is not below it, and the kernel
-//! moves a process only where its old and its new group have an ancestor that the mover may write: then there
-//! is no BASE, no limit holds, and `run` says so. A service of `systemd --user`, `systemd-run --user --scope`
-//! and a container of a cluster have one.
+//! moves a process only where its old and its new group have an ancestor that the mover may write. There systemd
+//! is asked for a scope ([`super::scope`]); without it there is no BASE, no limit holds, and `run` says so. A
+//! service of `systemd --user`, `systemd-run --user --scope` and a container of a cluster have one.
 //!
 //! What must stay true: a limit that cannot be kept is told and never silently dropped; nothing outside BASE is
 //! written to.
@@ -68,9 +68,7 @@ impl Delegation {
         };
         let marked = writable.iter().find(is_marked);
         let base = marked.or(writable.last())?.to_path_buf();
-        let text = fs::read_to_string(base.join("cgroup.controllers")).ok()?;
-        let controllers =
-            text.split_whitespace().filter(|name| CONTROLLERS.contains(name)).map(str::to_owned).collect();
+        let controllers = read_controllers(&base)?;
         Some(Self { base, controllers })
     }
 
@@ -140,6 +138,34 @@ impl Delegation {
         }
         Ok(())
     }
+}
+
+/// The controllers by which limits hold for a container that is started now, and who gives them; `None` where no
+/// limit holds.
+#[must_use]
+pub fn obtainable() -> Option<(Vec<String>, Source)> {
+    let delegated = Delegation::find().map(|found| (found.controllers, Source::Delegated));
+    delegated.or_else(|| super::scope::Manager::find().map(|found| (found.controllers, Source::Systemd)))
+}
+
+/// Who gives a container its control group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// It is made in what was delegated to the caller.
+    Delegated,
+    /// systemd makes a scope for it.
+    Systemd,
+}
+
+/// The controllers of a group of version 2, by its path as /proc/PID/cgroup has it.
+pub(super) fn controllers_of(path: &str) -> Option<Vec<String>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    read_controllers(&place(&mounts, path)?)
+}
+
+fn read_controllers(group: &Path) -> Option<Vec<String>> {
+    let text = fs::read_to_string(group.join("cgroup.controllers")).ok()?;
+    Some(text.split_whitespace().filter(|name| CONTROLLERS.contains(name)).map(str::to_owned).collect())
 }
 
 /// Whether every controller is given to the groups below.

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::journal::Journal;
+
 /// Docker's own limit for a piece of a line.
 pub const MAX_LINE_BYTES: usize = 16 << 10;
 
@@ -40,15 +42,38 @@ pub struct Entry {
     pub time: Timestamp,
 }
 
+/// Where a container's output is kept.
+#[derive(Debug)]
+pub enum Target {
+    /// Nowhere.
+    Nowhere,
+    /// In a file.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// From which size on it gets its next file.
+        limit_bytes: Option<u64>,
+    },
+    /// In the machine's journal.
+    Journal(Journal),
+}
+
 /// Writes a container's log.
 #[derive(Debug)]
 pub struct Writer {
-    file: Option<File>,
+    sink: Sink,
     partial: [Vec<u8>; 2],
     out: Vec<u8>,
     size_bytes: u64,
     limit_bytes: Option<u64>,
     full: Fullness,
+}
+
+#[derive(Debug)]
+enum Sink {
+    Nowhere,
+    File(File),
+    Journal(Journal),
 }
 
 /// Whether the next file has been asked for.
@@ -60,15 +85,22 @@ enum Fullness {
 }
 
 impl Writer {
-    /// Appends to the log at `path`; with no path nothing is kept.
+    /// Appends to what there is.
     ///
     /// # Errors
     /// As open(2).
-    pub fn open(path: Option<&Path>, limit_bytes: Option<u64>) -> io::Result<Self> {
-        let file = path.map(open).transpose()?;
-        let size_bytes = file.as_ref().map(File::metadata).transpose()?.map_or(0, |meta| meta.len());
+    pub fn open(target: Target) -> io::Result<Self> {
+        let (sink, size_bytes, limit_bytes) = match target {
+            Target::Nowhere => (Sink::Nowhere, 0, None),
+            Target::File { path, limit_bytes } => {
+                let file = open(&path)?;
+                let size_bytes = file.metadata()?.len();
+                (Sink::File(file), size_bytes, limit_bytes)
+            }
+            Target::Journal(journal) => (Sink::Journal(journal), 0, None),
+        };
         let mut writer = Self {
-            file,
+            sink,
             partial: Default::default(),
             out: Vec::new(),
             size_bytes,
@@ -96,14 +128,14 @@ impl Writer {
 
     /// Writes to this new file from now on.
     pub fn go_on_in(&mut self, file: File) {
-        self.file = Some(file);
+        self.sink = Sink::File(file);
         self.size_bytes = 0;
         self.full = Fullness::Room;
     }
 
     /// Takes what was read from a stream.
     pub fn take(&mut self, stream: Stream, bytes: &[u8]) {
-        if self.file.is_none() {
+        if matches!(self.sink, Sink::Nowhere) {
             return;
         }
         let time = Timestamp::now();
@@ -124,6 +156,15 @@ impl Writer {
 
     fn put(&mut self, stream: Stream, time: Timestamp) {
         let line = std::mem::take(&mut self.partial[stream as usize]);
+        if let Sink::Journal(journal) = &self.sink {
+            let (line, is_partial) = match line.strip_suffix(b"\n") {
+                Some(whole) => (whole, false),
+                None => (line.as_slice(), true),
+            };
+            // A journal that takes nothing costs lines of the log, not the container.
+            let _ = journal.write(stream, line, is_partial);
+            return;
+        }
         let entry = Entry { log: String::from_utf8_lossy(&line).into_owned(), stream, time };
         if serde_json::to_writer(&mut self.out, &entry).is_ok() {
             self.out.push(b'\n');
@@ -143,8 +184,8 @@ impl Writer {
             }
         }
         let out = std::mem::take(&mut self.out);
-        match &mut self.file {
-            Some(file) if !out.is_empty() => {
+        match &mut self.sink {
+            Sink::File(file) if !out.is_empty() => {
                 self.size_bytes += out.len() as u64;
                 let written = file.write_all(&out);
                 self.look_at_size();
@@ -200,7 +241,7 @@ mod tests {
     fn lines_are_split_and_long_ones_cut() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("log");
-        let mut writer = Writer::open(Some(&path), None).expect("open");
+        let mut writer = Writer::open(Target::File { path: path.clone(), limit_bytes: None }).expect("open");
         writer.take(Stream::Stdout, b"one\ntw");
         writer.take(Stream::Stderr, b"err");
         writer.take(Stream::Stdout, b"o\n\n");
@@ -228,7 +269,8 @@ mod tests {
     fn a_full_file_is_put_aside_and_old_parts_forgotten() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("log");
-        let mut writer = Writer::open(Some(&path), Some(200)).expect("open");
+        let mut writer =
+            Writer::open(Target::File { path: path.clone(), limit_bytes: Some(200) }).expect("open");
         let mut asked = 0;
         for number in 0..8 {
             writer.take(Stream::Stdout, format!("{number} {}\n", "x".repeat(40)).as_bytes());

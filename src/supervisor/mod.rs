@@ -7,6 +7,7 @@
 //! Order of forks: everything that can fail without a process is done first, in the command itself,
 //! where an error is just an error; then keeper, server and init are forked, each before any thread.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::net::IpAddr;
@@ -43,8 +44,10 @@ pub mod changes;
 pub mod checks;
 pub mod client;
 pub mod control;
+pub mod dbus;
 pub mod etc;
 pub mod fence;
+pub mod journal;
 pub mod keeper;
 pub mod log;
 pub mod materialise;
@@ -55,6 +58,7 @@ pub mod pump;
 pub mod reader;
 pub mod remove;
 pub mod rest;
+pub mod scope;
 pub mod server;
 pub mod stream;
 mod told;
@@ -75,10 +79,22 @@ pub struct Saved {
     pub working_directory: PathBuf,
     /// How the writable layer is made: decided once, at the first start.
     pub write_mode: WriteMode,
+    /// Images that it mounts, in the order of the plan's mounts.
+    #[serde(default)]
+    pub images: Vec<MountedImage>,
     /// A step of a build: it ends with whoever started it, its writes need not reach the disk, and what
     /// is made for its mounts is no change.
     #[serde(default)]
     pub of_build: bool,
+}
+
+/// An image that a container mounts besides its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MountedImage {
+    /// Where.
+    pub destination: PathBuf,
+    /// Its files.
+    pub root: RootSource,
 }
 
 /// Why a container was not started.
@@ -219,6 +235,8 @@ struct Prepared {
     native: Option<PathBuf>,
     tree: Option<PathBuf>,
     filesystem: Option<serve::Server>,
+    /// What serves the images that it mounts, and directories where they are used without FUSE.
+    images: Vec<MountableImage>,
     network: Option<(net::publish::Listeners, net::Config)>,
     /// The container's resolv.conf, where it follows the host's.
     resolv_conf: Option<etc::Mirror>,
@@ -227,7 +245,9 @@ struct Prepared {
     peers: Vec<Joined>,
     /// Its control group, where one can be made.
     group: Option<cgroup::Group>,
-    log: Option<PathBuf>,
+    /// Whether it has limits and nothing is delegated: systemd may have a group for it.
+    wants_scope: bool,
+    log: log::Target,
     state: State,
     fence_paths: fence::Paths,
     fence_filter: crate::plan::seccomp::Program,
@@ -241,6 +261,7 @@ fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Pr
     let seccomp = crate::plan::seccomp::compile_for(plan).map_err(LaunchError::Seccomp)?;
     let Below { root_kind, tree, filesystem, native } =
         below(containers, record, saved, root_kind(saved), &maps)?;
+    let images = mountable(containers, record, saved, &maps)?;
     let fence_paths = fence_paths(saved, root_kind, &record.local_dir);
     let fence_filter = fence::filter().map_err(LaunchError::Seccomp)?;
     let network = network(plan, record)?;
@@ -255,7 +276,7 @@ fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Pr
         .map(|(_, config)| etc::Mirror::open(&dir.join("etc"), plan, config))
         .transpose()
         .map_err(io_error(|| "open the container's resolv.conf".into()))?;
-    let log = (saved.request.log_driver != LogDriver::None).then(|| dir.join("log"));
+    let log = log_target(&dir, record, saved)?;
     let state = State {
         started: Timestamp::now(),
         pid: 0,
@@ -281,7 +302,12 @@ fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Pr
         cgroup: None,
     };
     // Last: everything before leaves nothing behind when it fails.
-    let group = group(record, saved)?;
+    let delegation = cgroup::Delegation::find();
+    let wants_scope = delegation.is_none() && has_limits(saved);
+    let group = match delegation {
+        Some(delegation) => group(&delegation, record, saved)?,
+        None => None,
+    };
     Ok(Prepared {
         dir,
         maps,
@@ -290,12 +316,14 @@ fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Pr
         native,
         tree,
         filesystem,
+        images,
         network,
         resolv_conf,
         link,
         peers: peers.joined,
         state: State { cgroup: group.as_ref().map(|group| group.path().to_owned()), ..state },
         group,
+        wants_scope,
         log,
         fence_paths,
         fence_filter,
@@ -344,6 +372,69 @@ fn below(
     Ok(Below { root_kind, tree, filesystem, native })
 }
 
+/// Where the container's output goes.
+fn log_target(dir: &Path, record: &Record, saved: &Saved) -> Result<log::Target, LaunchError> {
+    let request = &saved.request;
+    Ok(match request.log_driver {
+        LogDriver::None => log::Target::Nowhere,
+        LogDriver::JsonFile | LogDriver::Local => {
+            log::Target::File { path: dir.join("log"), limit_bytes: request.log.max_size_bytes }
+        }
+        LogDriver::Journald => {
+            let name = record.name.to_string();
+            let tag = request.log.tag.as_deref().unwrap_or(record.id.short());
+            let named: Vec<_> = request
+                .log
+                .details
+                .iter()
+                .filter(|(name, _)| *name != "tag")
+                .map(|(name, value)| (journal::field_name(name), value.as_str()))
+                .collect();
+            let fields = [
+                ("CONTAINER_ID", record.id.short()),
+                ("CONTAINER_ID_FULL", record.id.as_str()),
+                ("CONTAINER_NAME", name.as_str()),
+                ("CONTAINER_TAG", tag),
+                ("IMAGE_NAME", record.image.as_str()),
+                ("SYSLOG_IDENTIFIER", tag),
+            ];
+            let fields = fields.into_iter().chain(named.iter().map(|(name, value)| (name.as_str(), *value)));
+            let opened = journal::Journal::open(fields);
+            log::Target::Journal(opened.map_err(io_error(|| {
+                "initialize the log driver journald: there is no journal on this machine".into()
+            }))?)
+        }
+    })
+}
+
+/// An image, ready to be mounted: one of the two.
+struct MountableImage {
+    server: Option<serve::Server>,
+    tree: Option<PathBuf>,
+}
+
+fn mountable(
+    containers: &Containers,
+    record: &Record,
+    saved: &Saved,
+    maps: &IdMaps,
+) -> Result<Vec<MountableImage>, LaunchError> {
+    let one = |image: &MountedImage| match &image.root {
+        RootSource::Packed { index, layers } if materialise::reason().is_some() => {
+            let tree =
+                materialise::shared(containers, materialise::Image { index, layers }, maps, ids(maps))?;
+            Ok(MountableImage { server: None, tree: Some(tree) })
+        }
+        root => {
+            let lower = lower_of(root, Path::new("/"), &record.local_dir)?;
+            let server =
+                serve::Server::new(lower, serve::Mode::ReadOnly, ids(maps), serve::Options::default());
+            Ok(MountableImage { server: Some(server.map_err(LaunchError::Filesystem)?), tree: None })
+        }
+    };
+    saved.images.iter().map(one).collect()
+}
+
 /// How the root is made, or would be at the first start.
 fn root_kind(saved: &Saved) -> RootKind {
     match saved.write_mode {
@@ -375,7 +466,8 @@ fn become_keeper(work: Work, command: Pid) -> ! {
     let socket_path = work.socket_path.clone();
     let parts = leave_command(&work.prepared.dir)
         .and_then(|()| if work.saved.of_build { end_with(command) } else { Ok(()) })
-        .and_then(|()| make_processes(work));
+        .and_then(|()| into_scope(work))
+        .and_then(make_processes);
     match parts {
         Ok(parts) => keeper::run(parts),
         Err(failure) => {
@@ -449,15 +541,43 @@ fn end_with(command: Pid) -> Result<(), Failure> {
 }
 
 /// The container's control group, with its limits.
-fn group(record: &Record, saved: &Saved) -> Result<Option<cgroup::Group>, LaunchError> {
-    let Some(delegation) = cgroup::Delegation::find() else { return Ok(None) };
-    let limits = &saved.request.limits;
-    match delegation.make(record.id.as_str(), limits) {
+fn group(
+    delegation: &cgroup::Delegation,
+    record: &Record,
+    saved: &Saved,
+) -> Result<Option<cgroup::Group>, LaunchError> {
+    match delegation.make(record.id.as_str(), &saved.request.limits) {
         Ok(group) => Ok(Some(group)),
         // Nothing was promised: it runs where the caller does.
-        Err(_) if *limits == crate::plan::request::Limits::default() => Ok(None),
+        Err(_) if !has_limits(saved) => Ok(None),
         Err(source) => Err(LaunchError::Io { action: "limit the container".into(), source }),
     }
+}
+
+fn has_limits(saved: &Saved) -> bool {
+    saved.request.limits != crate::plan::request::Limits::default()
+}
+
+/// In the keeper: where limits are wanted and no control group is delegated, one from systemd. Where there is
+/// none to be had `run` has said so, with each limit's name.
+fn into_scope(mut work: Work) -> Result<Work, Failure> {
+    if !work.prepared.wants_scope {
+        return Ok(work);
+    }
+    let Some(manager) = scope::Manager::find() else { return Ok(work) };
+    let failed = |error: &dyn std::error::Error| {
+        Failure::plain(
+            Stage::Namespaces,
+            format!("cannot limit the container: {}", crate::sandbox::chain(error)),
+        )
+    };
+    manager.enter_scope(work.record.id.as_str()).map_err(|error| failed(&error))?;
+    if let Some(delegation) = cgroup::Delegation::find() {
+        work.prepared.group =
+            group(&delegation, &work.record, &work.saved).map_err(|error| failed(&error))?;
+        work.prepared.state.cgroup = work.prepared.group.as_ref().map(|group| group.path().to_owned());
+    }
+    Ok(work)
 }
 
 /// In the keeper: forks server and init.
@@ -488,8 +608,14 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
         (Stdio::Pipes([in_reader, out_writer, err_writer]), sources, in_writer)
     };
 
+    let mut filesystems: VecDeque<serve::Server> = prepared.filesystem.into_iter().collect();
+    let mut trees = Vec::with_capacity(prepared.images.len());
+    for image in prepared.images {
+        trees.push(image.tree);
+        filesystems.extend(image.server);
+    }
     let parts = server::Parts {
-        filesystem: prepared.filesystem,
+        filesystems,
         network: prepared.network,
         resolv_conf: prepared.resolv_conf,
         init: server_from_init,
@@ -498,7 +624,6 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
         stdin,
         client: work.client,
         log: prepared.log,
-        log_limit_bytes: work.saved.request.log.max_size_bytes,
         fence: (prepared.fence_paths, prepared.fence_filter),
     };
     let stub = sys::stub::make().during(stage, || "cannot make the program that executes commands".into())?;
@@ -547,6 +672,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
                 may_set_groups: !prepared.maps.is_single() && !plan.keeps_groups(),
                 shared_memory,
                 link: prepared.link.as_ref(),
+                images: &trees,
                 own_group,
                 fill,
                 stub,

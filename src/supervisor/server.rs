@@ -4,14 +4,14 @@
 //! more than it needs: it is forked before anything of the container exists, is not dumpable, is
 //! fenced ([`fence`]), and dies with the keeper. Threads start here and nowhere else in the engine.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
 
 use fuse_overlay::serve;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
-use super::log::{Stream, Writer};
+use super::log::{Stream, Target, Writer};
 use super::pump::{Event, Pump};
 use super::{etc, fence};
 use crate::plan::seccomp::Program;
@@ -31,8 +31,9 @@ pub mod word {
 /// What the server is given.
 #[derive(Debug)]
 pub struct Parts {
-    /// The filesystem, ready; none where the image is used without FUSE.
-    pub filesystem: Option<serve::Server>,
+    /// The filesystems, ready, in the order in which init mounts them: the root, then images. None where images
+    /// are used without FUSE.
+    pub filesystems: VecDeque<serve::Server>,
     /// Published ports and the network's settings.
     pub network: Option<(net::publish::Listeners, net::Config)>,
     /// The container's resolv.conf, where it follows the host's.
@@ -47,10 +48,8 @@ pub struct Parts {
     pub stdin: Option<OwnedFd>,
     /// A client that is attached from the start, and whether its input counts.
     pub client: Option<(OwnedFd, bool)>,
-    /// The log's path; none keeps no log.
-    pub log: Option<PathBuf>,
-    /// From which size on the log gets its next file.
-    pub log_limit_bytes: Option<u64>,
+    /// Where the output is kept.
+    pub log: Target,
     /// What it may do once it runs.
     pub fence: (fence::Paths, Program),
 }
@@ -73,8 +72,7 @@ fn serve(parts: Parts) -> Result<(), String> {
     sys::process::set_dumpable(false)
         .map_err(|errno| format!("cannot hide from other processes: {errno}"))?;
     raise_file_limit();
-    let log =
-        Writer::open(parts.log.as_deref(), parts.log_limit_bytes).map_err(text("cannot open the log"))?;
+    let log = Writer::open(parts.log).map_err(text("cannot open the log"))?;
     let mut pump = Pump::new(
         parts.init,
         parts.keeper.try_clone().map_err(text("dup"))?,
@@ -86,18 +84,19 @@ fn serve(parts: Parts) -> Result<(), String> {
     if let Some((socket, stdin)) = parts.client {
         pump.attach(socket, stdin, stdin);
     }
-    let mut filesystem = parts.filesystem;
+    let mut filesystems = parts.filesystems;
     let mut network = parts.network;
     let mut resolv_conf = parts.resolv_conf;
-    let mut fuse_thread = None;
+    let mut fuse_threads = Vec::new();
     let mut net_stop = None;
     loop {
         match pump.wait_event().map_err(text("cannot poll"))? {
             Event::Init(text, Some(fd)) => match text.split_first() {
                 Some((&message::FUSE, _)) => {
-                    if let Some(filesystem) = filesystem.take() {
-                        fuse_thread =
-                            Some(spawn("fuse", move || filesystem.serve(fd).map_err(|error| chain(&error)))?);
+                    if let Some(filesystem) = filesystems.pop_front() {
+                        fuse_threads.push(spawn("fuse", move || {
+                            filesystem.serve(fd).map_err(|error| chain(&error))
+                        })?);
                     }
                 }
                 Some((&message::TUN, features)) => {
@@ -137,8 +136,8 @@ fn serve(parts: Parts) -> Result<(), String> {
             Event::KeeperGone => return Ok(()),
         }
     }
-    // What the kernel still has to write back comes while the mount goes away; then the thread ends.
-    if let Some(thread) = fuse_thread {
+    // What the kernel still has to write back comes while the mounts go away; then the threads end.
+    for thread in fuse_threads {
         let _ = thread.join(); // its own error is reported by itself
     }
     Ok(())

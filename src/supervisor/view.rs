@@ -21,7 +21,7 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::changes::{last_state, recorded_maps, root_kind};
 use super::client::Client;
-use super::{Below, LaunchError, Saved, below, fence, server};
+use super::{Below, LaunchError, Saved, below, fence, log, server};
 use crate::plan::WriteMode;
 use crate::sandbox::idmap::IdMaps;
 use crate::sandbox::init::{self, RootKind, RootMount};
@@ -254,7 +254,7 @@ impl View {
         drop((theirs, to_server));
         let mut view = Self { child: Some(child), server: None, socket: ours, _watch: None, _lock: None };
         let parts = server::Parts {
-            filesystem,
+            filesystems: filesystem.into_iter().collect(),
             network: None,
             resolv_conf: None,
             init: server_side,
@@ -262,8 +262,7 @@ impl View {
             sources: Vec::new(),
             stdin: None,
             client: None,
-            log: None,
-            log_limit_bytes: None,
+            log: log::Target::Nowhere,
             fence,
         };
         view.server = Some(

@@ -29,7 +29,12 @@ pub(super) fn parse(
     labels: &Labels,
     env: &[EnvSetting],
 ) -> Result<LogRequest, CliError> {
-    let word = if driver == LogDriver::Local { "local" } else { "json-file" };
+    let word = match driver {
+        LogDriver::JsonFile => "json-file",
+        LogDriver::Local => "local",
+        LogDriver::Journald => "journald",
+        LogDriver::None => "none",
+    };
     let mut log = LogRequest { max_files: 1, ..LogRequest::default() };
     if driver == LogDriver::Local {
         (log.max_size_bytes, log.max_files) = (Some(LOCAL_MAX_SIZE_BYTES), LOCAL_MAX_FILES);
@@ -38,6 +43,11 @@ pub(super) fn parse(
         let names = || value.split(',').map(str::trim).filter(|name| !name.is_empty());
         let environment = env.iter().filter_map(|setting| Some((&setting.name, setting.value.as_ref()?)));
         match name.as_str() {
+            // The journal has limits of its own, for all that it keeps.
+            "max-size" | "max-file" | "compress" if driver == LogDriver::Journald => {
+                return Err(refused(format!("unknown log opt '{name}' for {word} log driver")));
+            }
+            "tag" => log.tag = Some(value.clone()),
             "max-size" if value == "-1" => log.max_size_bytes = None,
             "max-size" => {
                 let bytes = size::parse_bytes(value)
@@ -60,7 +70,7 @@ pub(super) fn parse(
                 let found = environment.filter(|(name, _)| wanted.contains(&name.as_str()));
                 log.details.extend(found.map(|(name, value)| (name.clone(), value.clone())));
             }
-            // Delivery is what the log's writer does either way; nothing is compressed, and nothing has a tag.
+            // Delivery is what the log's writer does either way; nothing is compressed.
             "mode" if value == "blocking" => {}
             "compress" if value == "false" => {}
             "mode" => {
@@ -72,10 +82,10 @@ pub(super) fn parse(
             "compress" => {
                 return Err(not_supported("--log-opt compress", "parts put aside stay plain files"));
             }
-            "tag" | "labels-regex" | "env-regex" | "max-buffer-size" => {
+            "labels-regex" | "env-regex" | "max-buffer-size" => {
                 return Err(not_supported(
                     &format!("--log-opt {name}"),
-                    "only max-size, max-file, labels and env are",
+                    "only max-size, max-file, labels, env and tag are",
                 ));
             }
             _ => return Err(refused(format!("unknown log opt '{name}' for {word} log driver"))),

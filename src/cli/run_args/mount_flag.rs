@@ -1,12 +1,15 @@
 //! `--mount`: `type=bind,source=/h,target=/c,...`, one comma-separated record.
 
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use super::{absolute, invalid_argument, not_supported, refused, size, volume_flag};
 use crate::cli::CliError;
 use crate::cli::switches::parse_bool;
+use crate::plan::Labels;
 use crate::plan::Relabel;
-use crate::plan::request::{Access, BindMount, MountKind, MountRequest, Propagation, VolumeMount};
+use crate::plan::request::{
+    Access, BindMount, ImageMount, MountKind, MountRequest, Propagation, VolumeMount,
+};
 
 const FLAG: &str = "--mount";
 
@@ -33,9 +36,12 @@ struct Fields {
     source: String,
     target: String,
     read_only: bool,
+    /// `rw` was asked for, which is the default but for images.
+    writable: bool,
     /// The first key of each family that was given, to be named when it does not fit the type.
     bind_key: Option<String>,
     volume_key: Option<String>,
+    image_key: Option<String>,
     tmpfs_key: Option<String>,
     /// A key that is known and that nothing here can honour.
     unsupported: Option<(String, &'static str)>,
@@ -45,6 +51,9 @@ struct Fields {
     read_only_top: bool,
     create_source: bool,
     no_copy: bool,
+    subpath: Option<PathBuf>,
+    labels: Labels,
+    options: Labels,
     tmpfs_size_bytes: Option<u64>,
     tmpfs_mode: Option<u32>,
 }
@@ -70,7 +79,10 @@ impl Fields {
             }
             "target" | "dst" | "destination" => value.clone_into(&mut self.target),
             "readonly" | "ro" => self.read_only = flag()?,
-            "rw" => self.read_only = !flag()?,
+            "rw" => {
+                self.writable = flag()?;
+                self.read_only = !self.writable;
+            }
             // Docker Desktop's hint about caches between two machines.
             "consistency" => {}
             "bind-propagation" => {
@@ -110,13 +122,22 @@ impl Fields {
                 self.no_copy = flag()?;
                 self.volume_key = Some(key);
             }
-            "volume-subpath" | "subpath" => {
-                self.unsupported = Some((key, "a volume is mounted whole"));
+            "subpath" => self.subpath = Some(relative(value).ok_or_else(wrong)?),
+            "volume-subpath" => {
+                self.subpath = Some(relative(value).ok_or_else(wrong)?);
+                self.volume_key = Some(key);
+            }
+            "image-subpath" => {
+                self.subpath = Some(relative(value).ok_or_else(wrong)?);
+                self.image_key = Some(key);
             }
             "volume-driver" if matches!(value, "local" | "") => self.volume_key = Some(key),
             "volume-driver" => self.unsupported = Some((key, "the only volume driver is local")),
             "volume-label" | "volume-opt" => {
-                self.unsupported = Some((key, "a volume made by a mount has neither labels nor options yet"));
+                let (name, value) = value.split_once('=').unwrap_or((value, ""));
+                let map = if key == "volume-label" { &mut self.labels } else { &mut self.options };
+                map.insert(name.to_owned(), value.to_owned());
+                self.volume_key = Some(key);
             }
             "tmpfs-size" => {
                 self.tmpfs_size_bytes = Some(size::parse_bytes(value).map_err(|_| wrong())?);
@@ -127,7 +148,6 @@ impl Fields {
                 self.tmpfs_mode = Some(mode.ok_or_else(wrong)?);
                 self.tmpfs_key = Some(key);
             }
-            "image-subpath" => self.unsupported = Some((key, "images cannot be mounted yet")),
             "u" | "chown" | "idmap" | "tmpcopyup" | "notmpcopyup" => {
                 self.unsupported = Some((key, "nothing applies it yet"));
             }
@@ -139,7 +159,7 @@ impl Fields {
     fn read_switch(&mut self, key: &str, field: &str) -> Result<(), String> {
         match key {
             "readonly" | "ro" => self.read_only = true,
-            "rw" => self.read_only = false,
+            "rw" => (self.writable, self.read_only) = (true, false),
             "volume-nocopy" => {
                 self.no_copy = true;
                 self.volume_key = Some(key.into());
@@ -159,7 +179,12 @@ impl Fields {
 
     fn finish(self, text: &str) -> Result<MountRequest, CliError> {
         let kind = self.kind.as_deref().unwrap_or("volume");
-        let families = [("bind", &self.bind_key), ("volume", &self.volume_key), ("tmpfs", &self.tmpfs_key)];
+        let families = [
+            ("bind", &self.bind_key),
+            ("volume", &self.volume_key),
+            ("image", &self.image_key),
+            ("tmpfs", &self.tmpfs_key),
+        ];
         for (family, key) in families {
             if key.is_some() && family != kind {
                 let reason = format!("cannot mix '{family}-*' options with mount type '{kind}'");
@@ -197,13 +222,26 @@ impl Fields {
                     .map(|name| volume_flag::volume_name(name))
                     .transpose()?,
                 no_copy: self.no_copy,
+                subpath: self.subpath,
+                labels: self.labels,
+                options: self.options,
             }),
+            "image" if self.source.is_empty() => return Err(wrong("field Source must not be empty")),
+            "image" => {
+                if self.writable {
+                    return Err(not_supported(
+                        "--mount type=image with rw",
+                        "an image is mounted read-only, as Docker mounts it",
+                    ));
+                }
+                MountKind::Image(ImageMount { reference: self.source, subpath: self.subpath })
+            }
             "tmpfs" if !self.source.is_empty() => return Err(wrong("field Source must not be specified")),
             "tmpfs" => MountKind::Tmpfs { options: self.tmpfs_options() },
-            "image" | "glob" | "devpts" | "ramfs" | "cluster" | "npipe" => {
+            "glob" | "devpts" | "ramfs" | "cluster" | "npipe" => {
                 return Err(not_supported(
                     &format!("--mount type={kind}"),
-                    "the types are bind, volume and tmpfs",
+                    "the types are bind, volume, tmpfs and image",
                 ));
             }
             _ => return Err(wrong("mount type unknown")),
@@ -216,6 +254,13 @@ impl Fields {
         let mode = self.tmpfs_mode.map(|mode| format!("mode={mode:o}"));
         size.into_iter().chain(mode).collect()
     }
+}
+
+/// A path below something: not absolute, and nowhere out of it. Symbolic links are resolved when it is mounted.
+fn relative(value: &str) -> Option<PathBuf> {
+    let path = Path::new(value);
+    let inside = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    (inside && !value.is_empty() && !value.contains('\0')).then(|| path.to_owned())
 }
 
 /// The fields of one record of RFC 4180: separated by commas; a field in double quotes may contain
@@ -279,7 +324,7 @@ mod tests {
     }
 
     fn volume(name: &str) -> VolumeMount {
-        VolumeMount { name: name.parse().ok(), no_copy: false }
+        VolumeMount { name: name.parse().ok(), ..VolumeMount::default() }
     }
 
     #[test]
@@ -314,6 +359,21 @@ mod tests {
                 ReadWrite,
                 MountKind::Volume(VolumeMount { no_copy: true, ..volume("data") }),
             ),
+            (
+                "type=volume,src=data,dst=/c,volume-subpath=a/b,volume-label=k=v,volume-opt=type=tmpfs",
+                ReadWrite,
+                MountKind::Volume(VolumeMount {
+                    subpath: Some("a/b".into()),
+                    labels: Labels::from([("k".into(), "v".into())]),
+                    options: Labels::from([("type".into(), "tmpfs".into())]),
+                    ..volume("data")
+                }),
+            ),
+            (
+                "type=image,src=busybox:1,dst=/c,image-subpath=etc",
+                ReadWrite,
+                MountKind::Image(ImageMount { reference: "busybox:1".into(), subpath: Some("etc".into()) }),
+            ),
             ("type=tmpfs,target=/c", ReadWrite, MountKind::Tmpfs { options: vec![] }),
             (
                 "type=tmpfs,target=/c,tmpfs-size=1m,tmpfs-mode=1770,readonly",
@@ -347,6 +407,8 @@ mod tests {
                 "cannot mix 'volume-*' options with mount type 'bind'",
             ),
             ("type=tmpfs,target=/c,tmpfs-mode=9", "invalid value for tmpfs-mode: 9"),
+            ("src=v,target=/c,volume-subpath=../x", "invalid value for volume-subpath: ../x"),
+            ("type=image,src=v,target=/c,image-subpath=/x", "invalid value for image-subpath: /x"),
             ("target=/c,a\"b", "parse error: bare \" in non-quoted field"),
             ("target=/c,\"a", "parse error: extraneous or missing \" in quoted-field"),
         ];
@@ -368,14 +430,10 @@ mod tests {
                 "type=tmpfs,src=h,target=/c",
                 "invalid mount config for type \"tmpfs\": field Source must not be specified",
             ),
-            (
-                "target=/c,volume-subpath=x",
-                "--mount with volume-subpath is not supported in this version: a volume is mounted whole",
-            ),
             ("type=foo,target=/c", "invalid mount config for type \"foo\": mount type unknown"),
             (
-                "type=image,src=x,target=/c",
-                "--mount type=image is not supported in this version: the types are bind, volume and tmpfs",
+                "type=image,src=x,target=/c,rw",
+                "--mount type=image with rw is not supported in this version: an image is mounted read-only, as Docker mounts it",
             ),
         ];
         for (text, message) in table {

@@ -21,7 +21,7 @@ pub(super) struct OptionArgs {
     /// Skip image verification (accepted: there is none to skip)
     #[arg(long, hide = true)]
     disable_content_trust: bool,
-    /// Logging driver for the container (json-file, local or none)
+    /// Logging driver for the container (json-file, local, journald or none)
     #[arg(long, value_name = "DRIVER")]
     log_driver: Option<String>,
     /// Log driver options
@@ -95,10 +95,12 @@ fn parse_driver(driver: Option<&str>) -> Result<LogDriver, CliError> {
     match driver {
         None | Some("" | "json-file" | "k8s-file") => Ok(LogDriver::JsonFile),
         Some("local") => Ok(LogDriver::Local),
+        Some("journald") => Ok(LogDriver::Journald),
         Some("none") => Ok(LogDriver::None),
         Some(other) => {
-            let reason =
-                format!("the log driver {other:?} does not exist here; use json-file, local or none");
+            let reason = format!(
+                "the log driver {other:?} does not exist here; use json-file, local, journald or none"
+            );
             Err(not_supported("--log-driver", &reason))
         }
     }

@@ -6,15 +6,19 @@ use clap::Args;
 
 use super::{Caller, invalid_argument, mount_flag, not_supported, refused, size, volume_flag};
 use crate::cli::CliError;
+use crate::plan::cdi::DeviceName;
 use crate::plan::request::{Access, MountKind, MountRequest, StorageRequest, VolumesFrom};
 use crate::plan::{StorageQuota, WriteMode};
 
 /// The flags.
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct StorageArgs {
-    /// Add a host device to the container
+    /// Add a host device to the container, by its path or its CDI name (vendor/class=name)
     #[arg(long, value_name = "HOST[:CONTAINER]")]
     device: Vec<String>,
+    /// GPU devices to add to the container ('all' to pass all GPUs), by CDI
+    #[arg(long, value_name = "GPU-REQUEST")]
+    gpus: Vec<String>,
     /// Attach a filesystem mount to the container
     #[arg(long, value_name = "TYPE,SOURCE,TARGET...")]
     mount: Vec<String>,
@@ -61,11 +65,15 @@ impl StorageArgs {
         for text in &self.tmpfs {
             mounts.push(parse_tmpfs(text)?);
         }
-        for text in &self.device {
+        let (cdi_devices, nodes): (Vec<_>, Vec<_>) =
+            self.device.into_iter().partition(|text| DeviceName::is_one(text));
+        for text in &nodes {
             mounts.push(parse_device(text)?);
         }
         Ok(StorageRequest {
             mounts,
+            cdi_devices,
+            gpus: self.gpus,
             volumes_from: self
                 .volumes_from
                 .iter()
@@ -155,9 +163,6 @@ fn parse_tmpfs(text: &str) -> Result<MountRequest, CliError> {
 /// `HOST[:CONTAINER][:rwm]`.
 fn parse_device(text: &str) -> Result<MountRequest, CliError> {
     let invalid = |reason: String| invalid_argument("--device", text, reason);
-    if !text.starts_with('/') && text.contains('=') {
-        return Err(not_supported("--device with a CDI name", "no CDI specification is read yet"));
-    }
     let is_mode = |part: &str| !part.is_empty() && part.bytes().all(|byte| b"rwm".contains(&byte));
     let mut parts = text.split(':');
     let source = parts.next().unwrap_or_default();
@@ -289,10 +294,6 @@ mod tests {
             (
                 "/a:r",
                 "--device with the permissions \"r\" is not supported in this version: without a device cgroup the node's own permissions count".into(),
-            ),
-            (
-                "vendor.com/gpu=all",
-                "--device with a CDI name is not supported in this version: no CDI specification is read yet".into(),
             ),
         ];
         for (text, message) in table {

@@ -18,9 +18,6 @@ pub(super) struct UnsupportedArgs {
     /// Add a rule to the cgroup allowed devices list (not yet)
     #[arg(long, hide = true)]
     device_cgroup_rule: Vec<String>,
-    /// GPU devices to add to the container ('all' to pass all GPUs) (not yet)
-    #[arg(long, hide = true)]
-    gpus: Option<String>,
     /// Maximum IO bandwidth limit for the system drive (Windows only)
     #[arg(long, hide = true)]
     io_maxbandwidth: Option<String>,
@@ -69,7 +66,6 @@ impl UnsupportedArgs {
                 "--device-cgroup-rule",
                 "no cgroup rules over devices without root; a node's own permissions count",
             ),
-            (self.gpus.is_some(), "--gpus", "no CDI specification is read yet; use --device"),
             (!self.link_local_ip.is_empty(), "--link-local-ip", ADDRESS),
             (self.mac_address.is_some(), "--mac-address", "the interface has no link layer"),
             (!self.link.is_empty(), "--link", "containers do not share a network yet; publish a port"),

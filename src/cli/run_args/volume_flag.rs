@@ -122,7 +122,7 @@ impl Mode {
         if self.propagation.is_some() || self.top_only {
             return Err(refused("invalid mode: propagation is for binds of host paths"));
         }
-        Ok(VolumeMount { name, no_copy: self.no_copy })
+        Ok(VolumeMount { name, no_copy: self.no_copy, ..VolumeMount::default() })
     }
 }
 
@@ -141,7 +141,7 @@ mod tests {
     }
 
     fn volume(name: Option<&str>) -> VolumeMount {
-        VolumeMount { name: name.map(|name| name.parse().expect("a name")), no_copy: false }
+        VolumeMount { name: name.map(|name| name.parse().expect("a name")), ..VolumeMount::default() }
     }
 
     #[test]

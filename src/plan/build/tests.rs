@@ -228,12 +228,16 @@ fn time_zones_devices_and_volumes() {
         MountRequest {
             destination: "/a".into(),
             access: Access::ReadOnlyTop,
-            kind: MountKind::Volume(VolumeMount { name: "data".parse().ok(), no_copy: true }),
+            kind: MountKind::Volume(VolumeMount {
+                name: "data".parse().ok(),
+                no_copy: true,
+                ..VolumeMount::default()
+            }),
         },
         MountRequest {
             destination: "/b".into(),
             access: Access::ReadOnly,
-            kind: MountKind::Volume(VolumeMount { name: "data".parse().ok(), no_copy: false }),
+            kind: MountKind::Volume(VolumeMount { name: "data".parse().ok(), ..VolumeMount::default() }),
         },
     ];
     let plan = planned(&request);
