@@ -37,18 +37,11 @@ const VERBS: [Row; 16] = [
     (&["system dial-stdio", "system connection", "system service"], DAEMON),
 ];
 
-const FLAGS: [Row; 23] = [
+const FLAGS: [Row; 19] = [
     (&["start --checkpoint", "start --checkpoint-dir"], "CRIU takes root to restore a process"),
     (&["rm --link", "rm -l"], "there are no links: containers do not share a network"),
     (&["images --tree", "image ls --tree"], "an image is for one platform here, and has no branches"),
     (&["rmi --platform", "image rm --platform"], "an image is for one platform here: remove it by its id"),
-    (
-        &["push --platform", "image push --platform"],
-        "an image is for one platform here: push it by its id's tag",
-    ),
-    (&["save --platform", "image save --platform"], "an image is for one platform here: save it by its id"),
-    (&["history --platform", "image history --platform"], "an image is for one platform here: name its id"),
-    (&["image inspect --platform"], "an image is for one platform here: name its id"),
     (&["volume ls --cluster", "volume create --availability", "volume create --group"], CLUSTER),
     (&["volume create --limit-bytes", "volume create --required-bytes", "volume create --scope"], CLUSTER),
     (
