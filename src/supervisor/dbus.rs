@@ -4,7 +4,7 @@
 //! them, into a process that has to fork afterwards; what is needed is one call with strings, numbers and
 //! arrays in it. The format is the D-Bus Specification's, "Message Protocol" and "Authentication Protocol".
 //!
-//! What the other end sends is checked against [`MAX_MESSAGE_BYTES`] before it is read, and every length in
+//! What the other end sends is checked against `MAX_MESSAGE_BYTES` before it is read, and every length in
 //! it before it is used; a time limit is on every read and write.
 
 use std::io::{self, Read as _, Write as _};
