@@ -9,10 +9,23 @@ use crate::config::{Config, HostLoopback};
 /// The port of the name server.
 const DNS_PORT: u16 = 53;
 
-/// Where clouds keep the machine's credentials: closed, as whatever runs inside is not the
-/// machine. AWS, Azure, Google, and AWS's IPv6 address; Alibaba's.
-const METADATA_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(169, 254, 169, 254), Ipv4Addr::new(100, 100, 100, 200)];
-const METADATA_V6: [Ipv6Addr; 1] = [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)];
+/// Where clouds keep the machine's credentials, besides link-local addresses (169.254.169.254 of all of them,
+/// and 169.254.170.2 and .23 of AWS): closed, as whatever runs inside is not the machine. Alibaba's, Azure's;
+/// AWS's and Google's IPv6 addresses.
+const METADATA_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16)];
+const METADATA_V6: [Ipv6Addr; 3] = [
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+];
+
+/// The IPv4 address that a NAT64 gateway would make of an IPv6 one (RFC 6052, the well-known prefix).
+fn behind_nat64(v6: Ipv6Addr) -> Option<Ipv4Addr> {
+    match v6.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))),
+        _ => None,
+    }
+}
 
 /// What a destination inside stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,12 +100,19 @@ impl Policy {
                 // 0.0.0.0/8 is the host itself to connect(2).
                 let this_host = v4.is_loopback() || v4.octets()[0] == 0;
                 let one_to_one = !v4.is_multicast() && !v4.is_broadcast();
-                one_to_one && !this_host && !METADATA_V4.contains(&v4) && !self.addresses.contains(to)
+                one_to_one
+                    && !this_host
+                    && !v4.is_link_local()
+                    && !METADATA_V4.contains(&v4)
+                    && !self.addresses.contains(to)
             }
             IpAddr::V6(v6) => {
                 // Written as IPv6, an IPv4 address would be connected to as IPv4.
                 let hides_v4 = v6.to_ipv4().is_some();
                 let link_local = v6.is_unicast_link_local();
+                if let Some(v4) = behind_nat64(v6) {
+                    return self.may_leave(v4.into());
+                }
                 !v6.is_multicast()
                     && !hides_v4
                     && !link_local
@@ -176,6 +196,12 @@ mod tests {
             "[::ffff:8.8.8.8]:22",
             "[::127.0.0.1]:22",
             "169.254.169.254:80",
+            "169.254.170.2:80",
+            "100.100.100.200:80",
+            "168.63.129.16:80",
+            "[64:ff9b::a9fe:a9fe]:80",
+            "[64:ff9b::7f00:1]:80",
+            "[fd20:ce::254]:80",
             "[fd00:ec2::254]:80",
             "224.0.0.1:22",
             "255.255.255.255:22",
@@ -187,7 +213,7 @@ mod tests {
         ] {
             assert_eq!(policy.judge(to.parse().unwrap()), Verdict::Prohibited, "{to}");
         }
-        for to in ["192.0.2.1:80", "8.8.8.8:53", "[2001:db8::1]:80", "169.254.1.1:80"] {
+        for to in ["192.0.2.1:80", "8.8.8.8:53", "[2001:db8::1]:80", "[64:ff9b::808:808]:80"] {
             let to = to.parse().unwrap();
             assert_eq!(policy.judge(to), Verdict::Forward(to));
         }

@@ -1,8 +1,8 @@
 //! Inspect changes to files or directories on a container's filesystem
 
-use std::io::{BufWriter, Write as _};
+use std::io::{BufWriter, IsTerminal as _, Write as _};
 
-use super::{Context, Exit, Outcome};
+use super::{Context, Exit, Outcome, harmless};
 use crate::store::containers::Containers;
 use crate::supervisor::{Saved, changes};
 
@@ -22,10 +22,15 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let record = containers.find(&args.container)?;
     let saved: Saved = containers.plan(&record.id)?;
     let lines = changes::list(&record, &saved, &containers.status(&record.id)?)?;
+    let is_terminal = std::io::stdout().is_terminal();
     let mut out = BufWriter::new(std::io::stdout().lock());
     for line in lines {
         write!(out, "{} ", line.letter)?;
-        out.write_all(&line.path)?;
+        if is_terminal {
+            out.write_all(harmless::text(&String::from_utf8_lossy(&line.path)).as_bytes())?;
+        } else {
+            out.write_all(&line.path)?;
+        }
         out.write_all(b"\n")?;
     }
     out.flush()?;

@@ -80,9 +80,11 @@ impl CliError {
     /// What goes to stderr, without a final newline.
     #[must_use]
     pub fn render(&self) -> String {
+        // A message may quote what a registry, an image or a file is called.
+        let message = super::harmless::text(&self.message);
         match &self.hint {
-            Some(hint) => format!("Error: {}\nHint: {hint}", self.message),
-            None => format!("Error: {}", self.message),
+            Some(hint) => format!("Error: {message}\nHint: {}", super::harmless::text(hint)),
+            None => format!("Error: {message}"),
         }
     }
 }

@@ -34,6 +34,7 @@ pub mod export;
 pub mod filter;
 pub mod flag_errors;
 pub mod format;
+pub mod harmless;
 pub mod help;
 pub mod images;
 pub mod import;
@@ -304,6 +305,7 @@ impl From<ContainerVerb> for Verb {
 pub fn main() -> ExitCode {
     // A reader that goes away ends a command quietly, as it does every other program of a pipeline.
     sys::process::default_sigpipe();
+    sys::fd::remember_inherited();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     if asks_for_overview(&arguments) {
         let mut command = command();

@@ -3,9 +3,9 @@
 use super::{CliError, Context, Outcome, each};
 use crate::plan::signal;
 use crate::store::containers::{Containers, Record, Status};
-use crate::supervisor::Saved;
 use crate::supervisor::client::Client;
 use crate::supervisor::control::{Reply, Request};
+use crate::supervisor::{self, Saved};
 
 /// Stop one or more running containers
 #[derive(clap::Args, Debug)]
@@ -46,7 +46,15 @@ pub fn stop(
     signal: Option<i32>,
     timeout_s: Option<i64>,
 ) -> Result<(), CliError> {
-    let Some(client) = reach(containers, record)? else { return Ok(()) };
+    let client = match reach(containers, record) {
+        Ok(Some(client)) => client,
+        Ok(None) => return Ok(()),
+        // A start may take as long as an image makes it, and must be ended all the same.
+        Err(error) => match starting(containers, record) {
+            Some(client) => client,
+            None => return Err(error),
+        },
+    };
     let saved: Saved = containers.plan(&record.id)?;
     let request = Request::Stop {
         signal: signal.unwrap_or(saved.plan.stop_signal),
@@ -58,6 +66,22 @@ pub fn stop(
             Some(Reply::Exited { .. } | Reply::Failed(_)) | None => return Ok(()),
             Some(Reply::Ok | Reply::Started { .. } | Reply::Namespaces { .. } | Reply::Refused(_)) => {}
         }
+    }
+}
+
+/// How long a keeper that is starting its container may take to end it.
+const START_LIMIT_S: i64 = 20;
+
+/// A connection to the keeper of a container whose start is under way.
+fn starting(containers: &Containers, record: &Record) -> Option<Client> {
+    match containers.status(&record.id) {
+        Ok(Status::Starting) => {
+            let client = Client::connect(&supervisor::socket_path(&record.id).ok()?).ok()?;
+            // It may itself wait for something else, such as newuidmap.
+            client.set_receive_limit(START_LIMIT_S).ok()?;
+            Some(client)
+        }
+        _ => None,
     }
 }
 
@@ -88,5 +112,5 @@ pub fn reach(containers: &Containers, record: &Record) -> Result<Option<Client>,
         }
     }
     Err(CliError::new(format!("the supervisor of container {} does not answer", record.id.short()))
-        .with_hint("kill it: its pid is keeper_pid in the container's state.json; then `hostel rm -f`"))
+        .with_hint("kill it (hostel-keeper in `ps`; its pid is keeper_pid in the container's state.json, once that is there); then `hostel rm -f`"))
 }

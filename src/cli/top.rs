@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use super::{CliError, Context, Exit, Outcome, running};
+use super::{CliError, Context, Exit, Outcome, harmless, running};
 use crate::sandbox::idmap::login_name;
 use crate::store::containers::{Containers, State};
 use crate::supervisor::processes;
@@ -154,7 +154,7 @@ fn print_table(rows: &[Vec<String>]) {
         for (text, width) in row.iter().zip(&widths) {
             line.push_str(&format!("{text:<width$}"));
         }
-        println!("{}", line.trim_end());
+        println!("{}", harmless::on_terminal(line.trim_end()));
     }
 }
 

@@ -323,6 +323,9 @@ pub enum SeccompPlan {
     /// The engine's default profile, adapted to the container's capabilities.
     #[default]
     Default,
+    /// The default profile as for a container with CAP_SYS_ADMIN, so that a container engine inside can make
+    /// user namespaces and mount in them (`--security-opt nested`).
+    Nested,
     /// No filter.
     Unconfined,
     /// A profile in Docker's JSON, its text.

@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Seek as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, futimens, mkdirat, mknodat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchownat, symlinkat};
+use nix::unistd::{Gid, Uid, Whence, fchownat, lseek, symlinkat};
 
 use super::rootfs::Root;
 use super::{Context as _, Stage, Staged};
@@ -68,7 +68,7 @@ fn copy_entry(source: BorrowedFd<'_>, target: BorrowedFd<'_>, name: &CStr, depth
             let write = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
             let to = openat(target, name, write, Mode::S_IRUSR | Mode::S_IWUSR)?;
             let mut to = File::from(to);
-            io::copy(&mut File::from(from), &mut to)?;
+            copy_data(&mut File::from(from), &mut to, stat.st_size.unsigned_abs())?;
             give(to.as_fd(), &stat)
         }
         SFlag::S_IFLNK => {
@@ -82,6 +82,27 @@ fn copy_entry(source: BorrowedFd<'_>, target: BorrowedFd<'_>, name: &CStr, depth
         // Sockets mean nothing without their process; devices cannot be made here.
         _ => Ok(()),
     }
+}
+
+/// What is in the file, and its size. Holes stay holes: an image may have a file of many terabytes that is one.
+fn copy_data(from: &mut File, to: &mut File, size: u64) -> io::Result<()> {
+    let offset = |place: u64| i64::try_from(place).map_err(|_| io::Error::from(Errno::EOVERFLOW));
+    let mut place = 0;
+    while place < size {
+        let start = match lseek(&*from, offset(place)?, Whence::SeekData) {
+            Ok(start) => start.unsigned_abs(),
+            Err(Errno::ENXIO) => break, // nothing but a hole to the end
+            Err(errno) => return Err(errno.into()),
+        };
+        let end = lseek(&*from, offset(start)?, Whence::SeekHole)?.unsigned_abs();
+        from.seek(io::SeekFrom::Start(start))?;
+        to.seek(io::SeekFrom::Start(start))?;
+        if io::copy(&mut Read::by_ref(from).take(end.saturating_sub(start)), to)? == 0 {
+            break; // cut short meanwhile
+        }
+        place = end;
+    }
+    to.set_len(size)
 }
 
 /// Owner, mode and times of the original.

@@ -5,8 +5,26 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use oci_spec::runtime::{Capabilities, Process};
 
 use super::{Context as _, Failure, Stage, Staged};
+use crate::plan::SeccompPlan;
 use crate::plan::user::ResolvedUser;
 use crate::sys;
+
+/// Lets go of the user's session keyring, which may hold tickets and passwords, where no filter keeps
+/// the container from asking for what is in it. The default filter does: there no key is spent, of which a
+/// user has few.
+///
+/// # Errors
+/// The user has no key left.
+pub fn leave_keyring(filter: &SeccompPlan) -> Staged<()> {
+    if matches!(filter, SeccompPlan::Default | SeccompPlan::Nested) {
+        return Ok(());
+    }
+    sys::process::leave_session_keyring()
+        .during(Stage::Credentials, || "cannot leave the session keyring".into())
+        .map_err(|failure| {
+            failure.hint("remove other such containers, or raise the sysctl kernel.keys.maxkeys")
+        })
+}
 
 /// Becomes what the command is to run as. Afterwards nothing privileged can be done.
 ///

@@ -43,6 +43,23 @@ pub fn populate(dev: &OwnedFd) -> Staged<()> {
     Ok(())
 }
 
+/// Devices that a container engine inside may use, where the machine has them.
+const ENGINE_DEVICES: [&str; 2] = ["/dev/fuse", "/dev/net/tun"];
+
+/// Adds [`ENGINE_DEVICES`] to the container's /dev.
+///
+/// # Errors
+/// One is there and cannot be bound.
+pub fn add_for_engine(root: &Root) -> Staged<()> {
+    for name in ENGINE_DEVICES.map(Path::new) {
+        if name.exists() && !root.exists(name) {
+            bind_device(root, name, name)
+                .during(Stage::Mounts, || format!("cannot bind {}", name.display()))?;
+        }
+    }
+    Ok(())
+}
+
 fn bind_device(root: &Root, source: &Path, name: &Path) -> Result<(), Errno> {
     let source = open(source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     let point = root.mount_point(name, Target::File)?;

@@ -12,6 +12,7 @@ use oci_spec::runtime::Process;
 use super::namespaces::Namespaces;
 use super::rootfs::Root;
 use super::{Context as _, Failure, Stage, Staged, Stdio, command, credentials, devices, init};
+use crate::plan::SeccompPlan;
 use crate::sys;
 use crate::sys::process::Fork;
 
@@ -32,6 +33,8 @@ pub struct Join<'a> {
     pub may_set_groups: bool,
     /// The compiled filter.
     pub seccomp: Option<&'a [libc::sock_filter]>,
+    /// What it was compiled from.
+    pub filter: &'a SeccompPlan,
     /// The program that executes the command.
     pub stub: OwnedFd,
     /// Stdio.
@@ -111,6 +114,7 @@ fn start(join: &Join<'_>) -> Staged<std::convert::Infallible> {
     command::enter_directory(join.process.cwd())?;
     init::attach_stdio(&join.stdio, terminal.as_ref())?;
     credentials::set_limits(join.process)?;
+    credentials::leave_keyring(join.filter)?;
     credentials::become_user(join.process, &user, join.may_set_groups, join.seccomp)?;
     sys::process::set_dumpable(false)
         .during(Stage::Credentials, || "cannot hide from other processes".into())?;

@@ -20,9 +20,9 @@ use nix::unistd::{Gid, Uid, fchdir, pivot_root, setgroups, sethostname, setresgi
 use super::namespaces::Namespaces;
 use super::rootfs::{Root, Target, as_kept};
 use super::{
-    Context as _, Failure, Stage, Staged, Stdio, chain, command, copyup, credentials, devices, mounts,
+    Context as _, Failure, Stage, Staged, Stdio, chain, command, copyup, credentials, devices, fence, mounts,
 };
-use crate::plan::{ContainerPlan, KeepId, NetworkMode};
+use crate::plan::{ContainerPlan, KeepId, NetworkMode, SeccompPlan};
 use crate::sys;
 
 /// Tags of the messages to the server.
@@ -129,6 +129,9 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
             mounts::apply(&root, entry)?;
         }
     }
+    if plan.seccomp == SeccompPlan::Nested {
+        devices::add_for_engine(&root)?;
+    }
     shared_memory(enter, &root)?;
     etc_files(enter, &root)?;
     if let Some(keep) = &plan.keep_id {
@@ -157,8 +160,13 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
         .as_ref()
         .ok_or_else(|| Failure::plain(Stage::Credentials, "the plan has no process"))?;
     if let Some(hostname) = plan.spec.hostname() {
-        sethostname(hostname)
-            .during(Stage::Namespaces, || format!("cannot set the host name {hostname:?}"))?;
+        match sethostname(hostname) {
+            // The filter of a container around this one. Nobody asked for that name; it stays in HOSTNAME.
+            Err(Errno::EPERM) if is_made_up(hostname) => {}
+            result => {
+                result.during(Stage::Namespaces, || format!("cannot set the host name {hostname:?}"))?;
+            }
+        }
     }
     if let Some(domainname) = plan.spec.domainname() {
         sys::process::set_domain_name(domainname)
@@ -168,7 +176,14 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     command::enter_directory(process.cwd())?;
     attach_stdio(&enter.stdio, terminal.as_ref())?;
     credentials::set_limits(process)?;
+    credentials::leave_keyring(&plan.seccomp)?;
+    if fence::is_wanted(plan) {
+        fence::enter()?;
+    }
     credentials::become_user(process, &user, enter.may_set_groups, enter.seccomp)?;
+    // Changing the user made the process what fs.suid_dumpable says: settle it.
+    sys::process::set_dumpable(false)
+        .during(Stage::Credentials, || "cannot hide from other processes".into())?;
     sys::process::set_parent_death_signal(libc::SIGKILL)
         .during(Stage::Credentials, || "cannot ask for the parent's death signal".into())?;
     let ready = command::prepare(process, &user.home)?;
@@ -490,6 +505,17 @@ fn accounts(enter: &Enter<'_>, root: &Root, keep: &KeepId) -> Staged<()> {
 /// ip_sysctl: who may send echo requests without CAP_NET_RAW.
 const PING_GROUPS: &str = "net.ipv4.ping_group_range";
 
+/// Whether a host name is the beginning of a container's id, which is what it is unless another is asked for.
+fn is_made_up(hostname: &str) -> bool {
+    hostname.len() == 12 && hostname.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Whether it is what a plan sets without being asked.
+fn is_default(key: &str, value: &str) -> bool {
+    key == "net.ipv4.ip_unprivileged_port_start" && value == "0"
+        || key == PING_GROUPS && value.starts_with("0 ")
+}
+
 /// Sysctls of the container's namespaces, through its own /proc, before that becomes read-only.
 fn sysctls(plan: &ContainerPlan, root: &Root, first_gid: u32) -> Staged<()> {
     let Some(sysctls) = plan.spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref()) else {
@@ -502,9 +528,17 @@ fn sysctls(plan: &ContainerPlan, root: &Root, first_gid: u32) -> Staged<()> {
         // The default opens ping to group 0, which a container of one id may not have.
         let only_group = format!("{first_gid} {first_gid}");
         let value = if key == PING_GROUPS && value == "0 0" { &only_group } else { value };
-        root.open(&path, libc::O_WRONLY)
-            .and_then(|file| nix::unistd::write(&file, value.as_bytes()))
-            .during(Stage::Mounts, || format!("cannot set the sysctl {key}={value}"))?;
+        let write = |file: OwnedFd| match mounts::is_proc(file.as_fd())? {
+            true => nix::unistd::write(&file, value.as_bytes()).map(drop),
+            false => Err(Errno::EXDEV), // something was mounted over it
+        };
+        match root.open(&path, libc::O_WRONLY).and_then(write) {
+            // The engine's own wish, in a container whose /proc is another's: Docker's defaults are not had then.
+            Err(Errno::EROFS | Errno::EACCES | Errno::EPERM) if is_default(key, value) => {}
+            result => {
+                result.during(Stage::Mounts, || format!("cannot set the sysctl {key}={value}"))?;
+            }
+        }
     }
     Ok(())
 }

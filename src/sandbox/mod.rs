@@ -22,6 +22,7 @@ pub mod copyup;
 pub mod credentials;
 pub mod devices;
 pub mod exec;
+pub mod fence;
 pub mod idmap;
 pub mod init;
 pub mod join;

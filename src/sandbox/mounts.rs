@@ -1,7 +1,7 @@
 //! The mounts of a container's spec, made detached and put in place by descriptor.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -89,8 +89,28 @@ pub fn apply(root: &Root, mount: &Mount) -> Staged<()> {
             bind(root, source, destination, &options)
         }
         "cgroup" | "cgroup2" => cgroup(root, destination, &options),
+        "proc" => {
+            let ordinary = || ordinary(root, destination, "proc");
+            match new(c"proc", &options) {
+                Ok(made) => {
+                    let point = ordinary()?;
+                    api::attach(made.as_fd(), point.as_fd()).during(Stage::Mounts, || what("proc"))
+                }
+                // Refused inside a container whose own /proc is covered in places (mount_too_revealing):
+                // then that one is shown, with the processes of the container around this one.
+                Err(Errno::EPERM) => {
+                    ordinary()?;
+                    let options = Options { recursive: true, data: Vec::new(), ..options };
+                    bind(root, Path::new("/proc"), destination, &options)
+                }
+                Err(errno) => Err(Failure::new(Stage::Mounts, what("proc"), errno)),
+            }
+        }
         "sysfs" => match new(c"sysfs", &options) {
-            Ok(made) => put(root, &made, destination).during(Stage::Mounts, || what("sysfs")),
+            Ok(made) => {
+                let point = ordinary(root, destination, "sysfs")?;
+                api::attach(made.as_fd(), point.as_fd()).during(Stage::Mounts, || what("sysfs"))
+            }
             // Refused where the network namespace is not the container's own, or /sys is covered.
             Err(Errno::EPERM) => {
                 let options = Options {
@@ -128,6 +148,18 @@ fn new(kind: &CStr, options: &Options) -> Result<OwnedFd, Errno> {
     }
     let borrowed: Vec<_> = owned.iter().map(|(key, value)| (key.as_c_str(), value.as_deref())).collect();
     api::new_filesystem(kind, &borrowed, options.attributes)
+}
+
+/// Where proc or sysfs is mounted. Led elsewhere by a symlink, it would be there without what is hidden in it.
+fn ordinary(root: &Root, destination: &Path, kind: &str) -> Staged<OwnedFd> {
+    root.ordinary_directory(destination).map_err(|errno| {
+        let failure =
+            Failure::new(Stage::Mounts, format!("cannot mount {kind} on {}", destination.display()), errno);
+        match errno {
+            Errno::ENOTDIR => failure.hint("the image has something else than an ordinary directory there"),
+            _ => failure,
+        }
+    })
 }
 
 fn put(root: &Root, made: &OwnedFd, destination: &Path) -> Result<(), Errno> {
@@ -168,7 +200,10 @@ fn bind_below(
             .during(Stage::Mounts, || format!("{}: its part {:?}", what(), part.display().to_string()))?,
         None => source,
     };
-    bind_fd(root, &source, destination, options).during(Stage::Mounts, what)
+    bind_fd(root, &source, destination, options).map_err(|errno| match errno {
+        Errno::EXDEV => Failure::plain(Stage::Mounts, format!("{}: it is inside /proc", what())),
+        errno => Failure::new(Stage::Mounts, what(), errno),
+    })
 }
 
 /// Binds what is open.
@@ -186,7 +221,35 @@ pub fn bind_fd(root: &Root, source: &OwnedFd, destination: &Path, options: &Opti
     let propagation = if options.propagation == 0 { libc::MS_PRIVATE } else { options.propagation };
     api::set_attributes(made.as_fd(), options.attributes, propagation, true)?;
     let point = root.mount_point(destination, if is_dir { Target::Directory } else { Target::File })?;
+    if is_proc(point.as_fd())? && !IN_PROC.iter().any(|name| destination == Path::new(name)) {
+        return Err(Errno::EXDEV);
+    }
     api::attach(made.as_fd(), point.as_fd())
+}
+
+/// Files of /proc that may be covered by others, and /proc itself (runc's list: what lxcfs serves). Anything
+/// else there decides what programs believe of the kernel and the engine of the container; a symlink of the
+/// image's may lead there.
+const IN_PROC: [&str; 11] = [
+    "/proc",
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/sys/crypto/fips_enabled",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/uptime",
+];
+
+/// Whether something lies in a proc filesystem.
+///
+/// # Errors
+/// As fstatfs(2).
+pub fn is_proc(file: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(nix::sys::statfs::fstatfs(file)?.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
 }
 
 /// The cgroup tree, where the kernel lets an unprivileged namespace mount it; an empty read-only

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
@@ -157,6 +158,29 @@ impl Root {
         }
     }
 
+    /// A directory right below the root that no symlink leads to, made when nothing is there: where the kernel's
+    /// own filesystems go, whose parts are hidden by name later.
+    ///
+    /// # Errors
+    /// ENOTDIR for a symlink and anything else that is no directory.
+    pub fn ordinary_directory(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        let path = relative(path);
+        match mkdirat(&self.directory, path, Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        loop {
+            match openat2(&self.directory, path, how) {
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Err(Errno::ELOOP) => return Err(Errno::ENOTDIR),
+                other => return other,
+            }
+        }
+    }
+
     /// The deepest directory of the path that exists, and what is missing below it.
     fn deepest_existing(&self, path: &Path) -> Result<(OwnedFd, PathBuf), Errno> {
         let mut existing = path.to_owned();
@@ -192,7 +216,7 @@ impl AsFd for Root {
 }
 
 fn make_file(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
-    use nix::fcntl::{OFlag, openat};
+    use nix::fcntl::openat;
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
     match openat(parent, name, flags, Mode::from_bits_truncate(0o644)) {
         Ok(_) | Err(Errno::EEXIST) => Ok(()),

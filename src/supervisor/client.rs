@@ -74,6 +74,15 @@ impl Client {
         }
     }
 
+    /// From here on [`Self::receive`] fails with EAGAIN when nothing comes for so long.
+    ///
+    /// # Errors
+    /// As setsockopt(2).
+    pub fn set_receive_limit(&self, seconds: i64) -> io::Result<()> {
+        let limit = nix::sys::time::TimeVal::new(seconds, 0);
+        Ok(nix::sys::socket::setsockopt(&self.0, nix::sys::socket::sockopt::ReceiveTimeout, &limit)?)
+    }
+
     /// Waits for the next answer; `None` when the keeper went away without one.
     ///
     /// # Errors

@@ -35,8 +35,8 @@ use super::rest::{Rest, timeout_until};
 use super::server::word;
 use super::told::{self, Use};
 use super::{Kept, Saved, log, processes, remove};
-use crate::plan::WriteMode;
 use crate::plan::restart::{Life, Restarts};
+use crate::plan::{SeccompPlan, WriteMode};
 use crate::sandbox::idmap::IdMaps;
 use crate::sandbox::init::{RootKind, message};
 use crate::sandbox::namespaces::Namespaces;
@@ -800,6 +800,7 @@ impl Keeper {
                     ids: (self.parts.maps.first_uid(), self.parts.maps.first_gid()),
                     may_set_groups: !self.parts.maps.is_single() && !plan.keeps_groups(),
                     seccomp: self.parts.seccomp.as_deref().filter(|_| !request.privileged),
+                    filter: if request.privileged { &SeccompPlan::Unconfined } else { &plan.seccomp },
                     stub,
                     stdio,
                     keeper: theirs,

@@ -524,6 +524,7 @@ fn leave_command(dir: &Path) -> Result<(), Failure> {
     use crate::sandbox::Context as _;
     let stage = Stage::Namespaces;
     setsid().during(stage, || "cannot make a session".into())?;
+    sys::fd::close_inherited();
     leave_stdio(dir).during(stage, || "cannot leave the command's stdio".into())?;
     nix::unistd::chdir("/").during(stage, || "cannot change to /".into())?;
     sys::process::ignore_signals_of_others();
@@ -782,7 +783,12 @@ fn no_namespaces(errno: nix::errno::Errno) -> Failure {
              or an AppArmor profile for this program with the rule `userns,`",
         )
     } else if errno == Errno::EPERM {
-        failure.hint("something forbids user namespaces to this process: a seccomp filter of a surrounding container, or a chroot")
+        failure.hint(
+            "something forbids user namespaces to this process. In a container of hostel, start that one with \
+             --security-opt nested; in one of docker or podman with --security-opt seccomp=unconfined \
+             --security-opt systempaths=unconfined (podman: unmask=ALL) and --device /dev/fuse. A chroot forbids \
+             them too",
+        )
     } else {
         failure.hint("a limit may be reached: see /proc/sys/user/max_*_namespaces and `ulimit -u`")
     }
@@ -1096,6 +1102,14 @@ pub fn socket_dir() -> io::Result<PathBuf> {
 
 /// Digits of the id in a socket's name: enough to be unique, short enough for the path limit.
 const SOCKET_ID_LEN: usize = 24;
+
+/// Where the keeper of a container listens, or would: for one whose start is under way, which has no state yet.
+///
+/// # Errors
+/// When the directory of control sockets cannot be used.
+pub fn socket_path(id: &crate::id::ContainerId) -> io::Result<PathBuf> {
+    Ok(socket_dir()?.join(&id.as_str()[..SOCKET_ID_LEN]))
+}
 
 fn listen(id: &str) -> Result<(PathBuf, OwnedFd), LaunchError> {
     use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};

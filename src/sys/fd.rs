@@ -4,6 +4,7 @@ use std::ffi::CStr;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use nix::NixPath;
 use nix::cmsg_space;
@@ -68,6 +69,33 @@ pub fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
     let result =
         unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     Errno::result(result).map(drop)
+}
+
+/// Descriptors above stdio that this process was started with.
+static INHERITED: OnceLock<Vec<RawFd>> = OnceLock::new();
+
+/// Remembers which descriptors the caller handed down, before any is opened here.
+pub fn remember_inherited() {
+    let Ok(listed) = std::fs::read_dir("/proc/self/fd") else { return };
+    let numbers: Vec<RawFd> = listed
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd > 2)
+        .collect();
+    // The listing's own descriptor was among them and is closed by now.
+    let open = |fd: &RawFd| {
+        // SAFETY: takes a number only.
+        unsafe { libc::fcntl(*fd, libc::F_GETFD) >= 0 }
+    };
+    let _ = INHERITED.set(numbers.into_iter().filter(open).collect()); // the first call counts
+}
+
+/// Closes what [`remember_inherited`] found: for a process that outlives the command. A lock that the caller
+/// holds by such a descriptor would be held as long as the container runs.
+pub fn close_inherited() {
+    for fd in INHERITED.get().into_iter().flatten() {
+        // SAFETY: nothing here owns a descriptor that was open before anything was opened here.
+        unsafe { libc::close(*fd) };
+    }
 }
 
 /// Closes every descriptor above stdio except those listed.

@@ -218,6 +218,23 @@ pub fn set_no_new_privs() -> Result<(), Errno> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map(drop)
 }
 
+/// Leaves the session keyring that was inherited for a new, empty one (keyctl(2)).
+///
+/// # Errors
+/// EDQUOT when the user has as many keys as `kernel.keys.maxkeys` allows. A kernel without keyrings, and a
+/// filter that refuses them, leave nothing to get at: no error.
+pub fn leave_session_keyring() -> Result<(), Errno> {
+    /// linux/keyctl.h.
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_ulong = 1;
+    let anonymous = std::ptr::null::<libc::c_char>();
+    // SAFETY: the name may be null; the kernel writes nothing.
+    let result = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, anonymous) };
+    match Errno::result(result) {
+        Ok(_) | Err(Errno::ENOSYS | Errno::EPERM) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Keeps permitted capabilities across the change of user id that follows.
 ///
 /// # Errors

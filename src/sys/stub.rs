@@ -8,7 +8,9 @@
 //!
 //! The stub gets the path as its first argument and the command's own arguments behind it, the
 //! environment unchanged, and a socket at descriptor [`STATUS_FD`]. It marks that close-on-exec,
-//! calls execve(2), and if that fails sends [`FAILED_MARK`] and the errno, and ends with 127.
+//! calls execve(2), and if that fails sends [`FAILED_MARK`] and the errno, and ends with 127. Without the
+//! socket it ends at once: a script of the image's may name `/proc/self/exe` as its interpreter, and the two
+//! would execute each other for ever.
 
 use std::ffi::CStr;
 use std::io;
@@ -34,6 +36,8 @@ std::arch::global_asm!(
     "mov edx, 1",
     "mov eax, 72",
     "syscall",
+    "test eax, eax", // no socket: not the engine has executed this, but a script that names it
+    "js 2f",
     "mov rdi, [rsp + 8]", // execve(argv[0], &argv[1], envp)
     "lea rsi, [rsp + 16]",
     "mov rax, [rsp]",
@@ -49,6 +53,7 @@ std::arch::global_asm!(
     "mov edx, 8",
     "mov eax, 1",
     "syscall",
+    "2:",
     "mov edi, 127", // exit_group(127)
     "mov eax, 231",
     "syscall",
@@ -69,6 +74,7 @@ std::arch::global_asm!(
     "mov x2, #1",
     "mov x8, #25",
     "svc #0",
+    "tbnz w0, #31, 2f", // no socket: not the engine has executed this, but a script that names it
     "ldr x0, [sp, #8]", // execve(argv[0], &argv[1], envp)
     "add x1, sp, #16",
     "ldr x2, [sp]",
@@ -86,6 +92,7 @@ std::arch::global_asm!(
     "mov x2, #8",
     "mov x8, #64",
     "svc #0",
+    "2:",
     "mov x0, #127", // exit_group(127)
     "mov x8, #94",
     "svc #0",

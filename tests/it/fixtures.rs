@@ -153,7 +153,7 @@ fn busybox_variants() -> Vec<(&'static str, Value)> {
     ]
 }
 
-fn busybox_layer() -> Vec<u8> {
+pub(crate) fn busybox_layer() -> Vec<u8> {
     let applets = output(Command::new(BUSYBOX).arg("--list")).unwrap();
     let mut layer = Layer::new();
     for dir in ["bin", "etc", "proc", "sys", "dev", "root", "data", "usr", "usr/bin", "var", "var/lib"] {
@@ -325,6 +325,39 @@ impl Layer {
 
     pub(crate) fn hard_link(&mut self, path: &str, target: &str) -> &mut Self {
         self.entry(tar::EntryType::Link, path, 0o644, 0, target, b"")
+    }
+
+    /// A device or a pipe.
+    pub(crate) fn special(&mut self, path: &str, kind: tar::EntryType, major: u32, minor: u32) -> &mut Self {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o666);
+        header.set_size(0);
+        header.set_device_major(major).unwrap();
+        header.set_device_minor(minor).unwrap();
+        self.0.append_data(&mut header, path, &b""[..]).unwrap();
+        self
+    }
+
+    /// PAX records of the entry that follows.
+    pub(crate) fn extended(&mut self, records: &[(&str, &str)]) -> &mut Self {
+        self.0.append_pax_extensions(records.iter().map(|(key, value)| (*key, value.as_bytes()))).unwrap();
+        self
+    }
+
+    /// A file of `size` bytes of which only the last is there (GNU's sparse format 1.0).
+    pub(crate) fn sparse(&mut self, path: &str, size: u64) -> &mut Self {
+        let mut data = format!("1\n{}\n1\n", size - 1).into_bytes();
+        data.resize(512, 0);
+        data.push(b'E');
+        let real = size.to_string();
+        let records = [
+            ("GNU.sparse.major", "1"),
+            ("GNU.sparse.minor", "0"),
+            ("GNU.sparse.name", path),
+            ("GNU.sparse.realsize", &real),
+        ];
+        self.extended(&records).file("GNUSparseFile.0/sparse", 0o644, 0, &data)
     }
 
     /// A file whose name is written into the header as it is, past the tar crate's own checks.

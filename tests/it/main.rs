@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 #![expect(clippy::panic, reason = "a test says what went wrong by panicking")]
 
+mod attacks;
 mod build;
 mod changes;
 mod cp;

@@ -7,6 +7,7 @@
 use serde_json::{Map, Value};
 
 use super::template::{Template, TemplateError};
+use crate::cli::harmless::value_on_terminal;
 
 const MIN_WIDTH: usize = 10;
 const PADDING: usize = 3;
@@ -82,7 +83,7 @@ impl Table<'_> {
             text.push('\n');
         }
         for row in rows {
-            text.push_str(&template.render(row)?);
+            text.push_str(&template.render(&value_on_terminal(row))?);
             text.push('\n');
         }
         Ok(if aligned { align(&text) } else { text })
@@ -117,7 +118,7 @@ pub fn render_inspect(format: Option<&str>, objects: &[Value]) -> Result<String,
         source => {
             let template = Template::parse(source)?;
             for object in objects {
-                text.push_str(&template.render(object)?);
+                text.push_str(&template.render(&value_on_terminal(object))?);
                 text.push('\n');
             }
             return Ok(text);

@@ -33,7 +33,8 @@ pub(super) struct SecurityArgs {
     /// system call filter, no masked paths
     #[arg(long)]
     privileged: bool,
-    /// Security options (no-new-privileges, seccomp=FILE|unconfined, mask=PATHS, unmask=PATHS)
+    /// Security options (no-new-privileges, seccomp=FILE|unconfined, mask=PATHS, unmask=PATHS,
+    /// nested: let a container engine work inside)
     #[arg(long, value_name = "OPTION")]
     security_opt: Vec<String>,
     /// Sysctl options
@@ -206,6 +207,10 @@ fn apply_option(request: &mut SecurityRequest, option: &str) -> Result<(), CliEr
         ("no-new-privileges", Some(value)) => {
             request.no_new_privileges = parse_bool(value).ok_or_else(invalid)?;
         }
+        ("nested", None) => {
+            request.seccomp = Some(SeccompPlan::Nested);
+            request.unmask = Unmask::All;
+        }
         ("seccomp", Some("unconfined")) => request.seccomp = Some(SeccompPlan::Unconfined),
         ("seccomp", Some("builtin" | "default")) => request.seccomp = Some(SeccompPlan::Default),
         ("seccomp", Some(file)) => request.seccomp = Some(read_profile(Path::new(file))?),
@@ -280,8 +285,18 @@ mod tests {
         assert_eq!(all.mask, ["/proc/a", "/proc/b"]);
         assert_eq!(all.unmask, Unmask::Paths(vec!["/proc/kcore".into(), "/proc/*".into()]));
         assert!(!options(&["no-new-privileges:false"]).expect("valid").no_new_privileges);
+        let nested = options(&["nested"]).expect("valid");
+        assert_eq!((nested.seccomp, nested.unmask), (Some(SeccompPlan::Nested), Unmask::All));
         assert_eq!(options(&["systempaths=unconfined"]).map(|r| r.unmask), Ok(Unmask::All));
-        for bad in ["foo", "foo=bar", "no-new-privileges=x", "mask=relative", "unmask=/a/../b", "seccomp"] {
+        for bad in [
+            "foo",
+            "foo=bar",
+            "nested=x",
+            "no-new-privileges=x",
+            "mask=relative",
+            "unmask=/a/../b",
+            "seccomp",
+        ] {
             assert_eq!(options(&[bad]).err(), Some(format!("invalid --security-opt: {bad:?}")));
         }
         let missing = options(&["seccomp=/no/such/profile"]).expect_err("missing");

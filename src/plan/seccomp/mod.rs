@@ -110,6 +110,10 @@ pub fn compile(
     let tables = match plan {
         SeccompPlan::Unconfined => return Ok(None),
         SeccompPlan::Default => arch.abis().map(|abi| default::table(abi, capabilities)).into(),
+        SeccompPlan::Nested => {
+            let admin = [capabilities, &[Capability::SysAdmin, Capability::SysChroot]].concat();
+            arch.abis().map(|abi| default::table(abi, &admin)).into()
+        }
         SeccompPlan::Profile(text) => profile::tables(text, capabilities, arch)?,
     };
     let program = bpf::assemble(&tables);
