@@ -1,0 +1,3 @@
+fn main() {
+    println!("hello from cargo {}", itoa::Buffer::new().format(6 * 7));
+}

@@ -1,0 +1,1 @@
+console.log(require("mustache").render("<p>hello from {{who}}</p>", { who: "npm" }));
