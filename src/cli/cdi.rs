@@ -73,7 +73,8 @@ pub fn apply(request: &mut RunRequest) -> Result<(), CliError> {
     Ok(())
 }
 
-fn directories() -> Vec<PathBuf> {
+/// Where specifications are looked for, the later before the earlier.
+pub(super) fn directories() -> Vec<PathBuf> {
     if let Some(list) = std::env::var_os("CDI_SPEC_DIRS").filter(|list| !list.is_empty()) {
         return std::env::split_paths(&list).collect();
     }

@@ -90,6 +90,9 @@ fn gather(ctx: &Context) -> Result<Value, CliError> {
     if let (Some(object), Value::Object(others)) = (object.as_object_mut(), daemon()) {
         object.extend(others);
     }
+    if let (Some(object), Value::Object(flags)) = (object.as_object_mut(), limit_flags()) {
+        object.extend(flags);
+    }
     object["Hostel"] = json!({
         "IdMaps": ids,
         "IdMapsReason": reason,
@@ -130,6 +133,31 @@ fn limits() -> String {
         }
         None => "none hold: no control group is delegated; `hostel doctor` says what would help".into(),
     }
+}
+
+/// Docker's flags for which limits its host can hold.
+fn limit_flags() -> Value {
+    let controllers = cgroup::obtainable().map(|(controllers, _)| controllers).unwrap_or_default();
+    let holds = |name: &str| controllers.iter().any(|known| known == name);
+    json!({
+        "MemoryLimit": holds("memory"),
+        "SwapLimit": holds("memory"),
+        "CpuCfsPeriod": holds("cpu"),
+        "CpuCfsQuota": holds("cpu"),
+        "CPUShares": holds("cpu"),
+        "CPUSet": holds("cpuset"),
+        "PidsLimit": holds("pids"),
+        "OomKillDisable": false,
+        "IPv4Forwarding": true,
+        "Debug": false,
+        "ExperimentalBuild": false,
+        "LiveRestoreEnabled": true,
+        "Labels": [],
+        "Isolation": "",
+        "InitBinary": "hostel",
+        "DriverStatus": Value::Null,
+        "CDISpecDirs": super::cdi::directories(),
+    })
 }
 
 /// What Docker's clients expect to read of a daemon.

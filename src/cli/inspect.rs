@@ -7,9 +7,10 @@ use serde_json::{Map, Value, json};
 use super::format::render_inspect;
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::Name;
-use crate::plan::request::{Access, CapabilityName, SecretTarget};
-use crate::plan::request::{IpcMode, NamespaceMode, UsernsMode};
-use crate::plan::{NetworkMode, Protocol};
+use crate::plan::request::{
+    Access, CapabilityName, IpcMode, MountKind, NamespaceMode, SecretTarget, UsernsMode,
+};
+use crate::plan::{NetworkMode, Protocol, SeccompPlan};
 use crate::store::Store;
 use crate::store::containers::{ContainerError, Containers, ExitRecord, Record, State, Status};
 use crate::supervisor::Saved;
@@ -257,7 +258,11 @@ fn host_config(saved: &Saved, linux: &oci_spec::runtime::Linux) -> Value {
         .flatten()
         .filter(|mount| mount.typ().as_deref() == Some("bind"))
         .map(|mount| {
-            let source = mount.source().as_deref().map(|path| path.display().to_string()).unwrap_or_default();
+            // A volume by its name, as it was asked for.
+            let volume = plan.volumes.iter().find(|volume| &volume.destination == mount.destination());
+            let path =
+                || mount.source().as_deref().map(|path| path.display().to_string()).unwrap_or_default();
+            let source = volume.map_or_else(path, |volume| volume.name.clone());
             let read_only = mount.options().iter().flatten().any(|option| option == "ro");
             format!("{source}:{}{}", mount.destination().display(), if read_only { ":ro" } else { "" })
         })
@@ -284,13 +289,17 @@ fn host_config(saved: &Saved, linux: &oci_spec::runtime::Linux) -> Value {
             crate::plan::HostAddress::HostGateway => format!("{name}:host-gateway"),
             crate::plan::HostAddress::Ip(ip) => format!("{name}:{ip}"),
         }).collect::<Vec<_>>(),
-        "GroupAdd": plan.group_add,
+        "GroupAdd": words(plan.group_add.clone()),
         "Init": plan.init,
         "Privileged": request.security.privileged,
         "PublishAllPorts": plan.network.publish_all,
         "ReadonlyRootfs": request.storage.read_only_root,
         "Memory": request.limits.memory_bytes,
-        "MemorySwap": request.limits.memory_swap_bytes,
+        "MemorySwap": match request.limits.memory_swap_bytes {
+            // As much swap again.
+            0 => i64::try_from(request.limits.memory_bytes.saturating_mul(2)).unwrap_or(i64::MAX),
+            given => given,
+        },
         "MemoryReservation": request.limits.memory_reservation_bytes,
         "MemorySwappiness": request.limits.memory_swappiness,
         "NanoCpus": request.limits.cpu_nanos,
@@ -311,7 +320,88 @@ fn host_config(saved: &Saved, linux: &oci_spec::runtime::Linux) -> Value {
     if let (Value::Object(config), Value::Object(modes)) = (&mut config, namespace_modes(saved)) {
         config.extend(modes);
     }
+    if let (Value::Object(config), Value::Object(rest)) = (&mut config, host_config_rest(saved)) {
+        config.extend(rest);
+    }
     config
+}
+
+/// What of Docker's HostConfig is seldom asked for, and what can only be empty here.
+fn host_config_rest(saved: &Saved) -> Value {
+    let request = &saved.request;
+    let devices: Vec<Value> = request
+        .storage
+        .mounts
+        .iter()
+        .filter_map(|mount| match &mount.kind {
+            MountKind::Device { source } => Some(json!({
+                "PathOnHost": source, "PathInContainer": mount.destination, "CgroupPermissions": "rwm",
+            })),
+            _ => None,
+        })
+        .collect();
+    let tmpfs: Map<String, Value> = request
+        .storage
+        .mounts
+        .iter()
+        .filter_map(|mount| match &mount.kind {
+            MountKind::Tmpfs { options } => {
+                Some((mount.destination.to_string_lossy().into_owned(), options.join(",").into()))
+            }
+            _ => None,
+        })
+        .collect();
+    let ulimits: Vec<Value> = request
+        .process
+        .rlimits
+        .iter()
+        .map(|limit| {
+            let name = limit.typ().to_string().trim_start_matches("RLIMIT_").to_lowercase();
+            json!({ "Name": name, "Hard": limit.hard(), "Soft": limit.soft() })
+        })
+        .collect();
+    let mut security = Vec::new();
+    if request.security.no_new_privileges {
+        security.push("no-new-privileges".to_owned());
+    }
+    match &request.security.seccomp {
+        Some(SeccompPlan::Unconfined) => security.push("seccomp=unconfined".to_owned()),
+        Some(SeccompPlan::Profile(profile)) => security.push(format!("seccomp={profile}")),
+        _ => {}
+    }
+    let rates = |flag: &str| {
+        let texts = request.limits.blkio_devices.get(flag).into_iter().flatten();
+        let split = texts.filter_map(|text| text.rsplit_once(':'));
+        Value::from_iter(split.map(|(path, rate)| json!({ "Path": path, "Rate": rate })))
+    };
+    let mut object = json!({
+        "BlkioDeviceReadBps": rates("device-read-bps"),
+        "BlkioDeviceReadIOps": rates("device-read-iops"),
+        "BlkioDeviceWriteBps": rates("device-write-bps"),
+        "BlkioDeviceWriteIOps": rates("device-write-iops"),
+        "BlkioWeightDevice": rates("blkio-weight-device"),
+        "Cgroup": "",
+        "ConsoleSize": [0, 0],
+        "CpuCount": 0,
+        "CpuPercent": 0,
+        "CpuRealtimePeriod": 0,
+        "CpuRealtimeRuntime": 0,
+        "DeviceCgroupRules": Value::Null,
+        "DeviceRequests": Value::Null,
+        "Devices": devices,
+        "IOMaximumBandwidth": 0,
+        "IOMaximumIOps": 0,
+        "Isolation": "",
+        "Links": Value::Null,
+        "Runtime": "hostel",
+        "SecurityOpt": if security.is_empty() { Value::Null } else { json!(security) },
+        "Ulimits": ulimits,
+        "VolumeDriver": "",
+    });
+    if let (Value::Object(object), false) = (&mut object, tmpfs.is_empty()) {
+        object.insert("Tmpfs".into(), Value::Object(tmpfs));
+    }
+    object
 }
 
 fn mounts(saved: &Saved) -> Value {
@@ -366,6 +456,11 @@ fn network_settings(state: Option<&State>, saved: &Saved) -> Value {
         ),
         ("Ports".to_owned(), json!(ports)),
         ("EndpointID".to_owned(), json!("")),
+        ("HairpinMode".to_owned(), json!(false)),
+        ("LinkLocalIPv6Address".to_owned(), json!("")),
+        ("LinkLocalIPv6PrefixLen".to_owned(), json!(0)),
+        ("SecondaryIPAddresses".to_owned(), Value::Null),
+        ("SecondaryIPv6Addresses".to_owned(), Value::Null),
     ]);
     settings.extend(addresses.clone());
     let networks = match &saved.plan.network.mode {
@@ -490,7 +585,7 @@ pub fn network_name(saved: &Saved) -> String {
 fn capability_name(name: CapabilityName) -> String {
     match name {
         CapabilityName::All => "ALL".into(),
-        CapabilityName::One(capability) => capability.to_string(),
+        CapabilityName::One(capability) => format!("CAP_{capability}"),
     }
 }
 

@@ -81,11 +81,8 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let tail = match args.tail.as_str() {
         "all" => None,
         text if text.starts_with('-') => None, // as Docker: a negative number means all
-        text => Some(text.parse::<usize>().map_err(|_| {
-            CliError::new(format!(
-                "invalid value for \"tail\": {text:?} is not a number of lines, nor \"all\""
-            ))
-        })?),
+        // As Docker, too: what is no number of lines means all.
+        text => text.parse::<usize>().ok(),
     };
     let mut reader: Box<dyn Entries> = match saved.request.log_driver {
         LogDriver::Journald => Box::new(journal::Reader::new(record.id.as_str(), args.follow)?),

@@ -87,7 +87,7 @@ impl Delegation {
         make_dir(&dir)?;
         let group = Group { dir };
         for (file, value) in &settings {
-            if let Err(error) = group.write(file, value) {
+            if let Err(error) = group.set(file, value) {
                 group.remove();
                 return Err(io::Error::new(error.kind(), format!("cannot set {file} to {value:?}: {error}")));
             }
@@ -315,6 +315,23 @@ impl Group {
         self.write("cgroup.procs", &pid.to_string())
     }
 
+    /// A limit. A weight counts among siblings, and of a scope from systemd the siblings are other scopes: it has the
+    /// container's weight, too.
+    fn set(&self, file: &str, value: &str) -> io::Result<()> {
+        self.write(file, value)?;
+        match self.scope() {
+            Some(scope) if file.ends_with(".weight") => fs::write(scope.join(file), value),
+            _ => Ok(()),
+        }
+    }
+
+    /// The scope that systemd made for this container alone.
+    fn scope(&self) -> Option<&Path> {
+        let base = self.dir.parent()?.parent()?;
+        let name = base.file_name()?.to_str()?;
+        (name.starts_with("hostel-") && name.ends_with(".scope")).then_some(base)
+    }
+
     fn write(&self, file: &str, value: &str) -> io::Result<()> {
         fs::write(self.dir.join(file), value)
     }
@@ -325,7 +342,7 @@ impl Group {
     /// A limit whose controller is missing, or that the kernel refuses.
     pub fn update(&self, limits: &Limits) -> io::Result<()> {
         for (file, value) in settings(limits) {
-            self.write(file, &value).map_err(|error| {
+            self.set(file, &value).map_err(|error| {
                 io::Error::new(error.kind(), format!("cannot set {file} to {value:?}: {error}"))
             })?;
         }
