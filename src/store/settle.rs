@@ -146,8 +146,11 @@ fn settle_if_due(tar: &Path, diff_id: &Digest) -> Result<bool> {
     }
 }
 
-/// A mark in somebody else's store stays for its owner.
+/// A mark in somebody else's store stays for its owner, writable or not.
 fn settle_if_possible(tar: &Path) -> Result<()> {
+    if Settings::current().additional.iter().any(|root| tar.starts_with(root)) {
+        return Ok(());
+    }
     match settle(tar) {
         Err(StoreError::Io { source, .. })
             if matches!(

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{build_text, context};
-use crate::harness::{Hostel, skip};
+use crate::harness::{Hostel, output, skip};
 use crate::registry::server::{Reply, Server};
 
 /// A repository with two commits, ready to be served as files; gives the first commit's name.
@@ -13,15 +13,15 @@ fn repository(place: &Path) -> String {
     let work = place.join("work");
     fs::create_dir_all(work.join("sub")).unwrap();
     let git = |arguments: &[&str]| {
-        let output = Command::new("git")
+        let mut command = Command::new("git");
+        command
             .arg("-C")
             .arg(&work)
             .args(["-c", "user.name=n", "-c", "user.email=n@example.org"])
             .args(arguments)
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
-            .env("GIT_COMMITTER_DATE", "1700000000 +0000")
-            .output()
-            .unwrap();
+            .env("GIT_COMMITTER_DATE", "1700000000 +0000");
+        let output = output(&mut command).unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
@@ -53,7 +53,7 @@ fn serve(place: &Path) -> Server {
 }
 
 fn has_git() -> bool {
-    let found = Command::new("git").arg("--version").output().is_ok();
+    let found = output(Command::new("git").arg("--version")).is_ok();
     if !found {
         skip("git is not installed");
     }
