@@ -112,7 +112,7 @@ pub fn compile(
         SeccompPlan::Default => arch.abis().map(|abi| default::table(abi, capabilities)).into(),
         SeccompPlan::Nested => {
             let admin = [capabilities, &[Capability::SysAdmin, Capability::SysChroot]].concat();
-            arch.abis().map(|abi| default::table(abi, &admin)).into()
+            arch.abis().map(|abi| default::with_pivot_root(default::table(abi, &admin))).into()
         }
         SeccompPlan::Profile(text) => profile::tables(text, capabilities, arch)?,
     };
