@@ -26,6 +26,7 @@ mod net;
 mod one_id;
 mod parity;
 mod pty;
+mod reach;
 mod registry;
 mod remote_fs;
 mod run;
