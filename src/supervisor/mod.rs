@@ -203,7 +203,11 @@ pub fn launch(
         None => (None, None),
     };
     let command = getpid();
-    let forked = sys::process::clone(0, false).map_err(socket("make the container's keeper"))?;
+    let forked = sys::process::clone(0, false).map_err(|errno| match errno {
+        // What containers' usual seccomp profiles answer to clone3(2).
+        nix::errno::Errno::ENOSYS => no_namespaces(errno).into(),
+        errno => socket("make the container's keeper")(errno),
+    })?;
     match forked {
         Fork::Parent(_) => Ok(Launched { keeper: ours, stream }),
         Fork::Child => {
@@ -782,7 +786,7 @@ fn no_namespaces(errno: nix::errno::Errno) -> Failure {
             "AppArmor restricts user namespaces here: ask for `sysctl kernel.apparmor_restrict_unprivileged_userns=0`, \
              or an AppArmor profile for this program with the rule `userns,`",
         )
-    } else if errno == Errno::EPERM {
+    } else if matches!(errno, Errno::EPERM | Errno::ENOSYS) {
         failure.hint(
             "something forbids user namespaces to this process. In a container of hostel, start that one with \
              --security-opt nested; in one of docker or podman with --security-opt seccomp=unconfined \
