@@ -662,6 +662,27 @@ impl<W: Write> Layer<'_, W> {
         Ok(Target { path: at, existing })
     }
 
+    /// Resolves the destination of one file as it was written, where a symlink is followed, too.
+    fn followed(&mut self, path: &[u8]) -> Result<Target, Problem> {
+        let ((mut at, node), missing) = self.image.walk(path)?;
+        if missing.is_empty() {
+            return Ok(Target { path: at, existing: Some(node.facts.kind) });
+        }
+        if node.facts.kind != Kind::Directory {
+            return Err(Problem::new(format!(
+                "cannot copy to non-directory: /{}",
+                String::from_utf8_lossy(&at)
+            )));
+        }
+        for (number, name) in missing.iter().enumerate() {
+            push(&mut at, name);
+            if number + 1 < missing.len() {
+                self.make_directory(&at, self.now())?;
+            }
+        }
+        Ok(Target { path: at, existing: None })
+    }
+
     /// Makes a directory on the way to the destination, as BuildKit does: with the bits that `--chmod`
     /// gives, whatever the source's are.
     fn make_directory(&mut self, path: &[u8], mtime: Timestamp) -> Result<(), Problem> {
@@ -701,11 +722,13 @@ impl<W: Write> Layer<'_, W> {
             let content = tree.content(&found.node)?;
             return self.archive(&*content, found.node.facts.size, &destination);
         }
-        if into_directory || self.job.parents || self.is_directory(&destination)? {
+        let target = if into_directory || self.job.parents || self.is_directory(&destination)? {
             destination.push(b'/');
             destination.extend_from_slice(&found.name);
-        }
-        let target = self.target(&destination, false)?;
+            self.target(&destination, false)?
+        } else {
+            self.followed(&destination)?
+        };
         if target.existing == Some(Kind::Directory) {
             return Err(Problem::new(format!(
                 "cannot replace to directory /{} with file",
@@ -849,11 +872,13 @@ impl<W: Write> Layer<'_, W> {
         {
             return self.archive(file, file.metadata()?.len(), &destination);
         }
-        if into_directory || self.is_directory(&destination)? {
+        let target = if into_directory || self.is_directory(&destination)? {
             destination.push(b'/');
             destination.extend_from_slice(given.name.as_bytes());
-        }
-        let target = self.target(&destination, false)?;
+            self.target(&destination, false)?
+        } else {
+            self.followed(&destination)?
+        };
         if target.existing == Some(Kind::Directory) {
             return Err(Problem::new(format!(
                 "cannot replace to directory /{} with file",

@@ -30,7 +30,7 @@ use crate::store::{CachedStep, Store};
 mod steps;
 
 /// Part of every key: raised when the same step would give something else than before.
-const KEY_VERSION: &str = "2";
+const KEY_VERSION: &str = "3";
 /// How deep ONBUILD triggers may bring instructions.
 const MAX_TRIGGERS: usize = 1000;
 

@@ -30,14 +30,23 @@ pub(super) const PROXIES: [&str; 10] = [
     "all_proxy",
 ];
 
+/// An ARG of a stage.
+#[derive(Clone, Debug)]
+struct Argument {
+    name: String,
+    value: Option<String>,
+    /// Whether an ENV of the same name came later. As with BuildKit, whichever came last is seen.
+    is_hidden: bool,
+}
+
 /// A stage so far.
 #[derive(Clone, Debug)]
 pub(super) struct State {
     /// The image's configuration, whole.
     image: Value,
     pub(super) layers: Vec<Digest>,
-    /// ARGs of this stage, in order, with their values.
-    arguments: Vec<(String, Option<String>)>,
+    /// ARGs of this stage, in order.
+    arguments: Vec<Argument>,
     pub(super) cmd_is_set: bool,
     /// The last time that something of the image was made.
     created: Option<String>,
@@ -84,9 +93,9 @@ impl State {
         Ok(Self { image, layers: Vec::new(), arguments: Vec::new(), cmd_is_set: false, created: None })
     }
 
-    /// Of another stage of this build: ARGs do not go with it.
+    /// Of another stage of this build, with its ARGs.
     pub(super) fn after(other: &Self) -> Self {
-        Self { arguments: Vec::new(), cmd_is_set: false, ..other.clone() }
+        Self { cmd_is_set: false, ..other.clone() }
     }
 
     fn ensure_path(&mut self) {
@@ -132,18 +141,15 @@ impl State {
         platform
     }
 
-    /// A variable's value: ENV before ARG.
+    /// A variable's value: of ENV and ARG, which of them came last.
     pub(super) fn variable(&self, name: &str) -> Option<String> {
+        let argument = self.arguments.iter().find(|argument| argument.name == name && !argument.is_hidden);
+        if let Some(value) = argument.and_then(|argument| argument.value.clone()) {
+            return Some(value);
+        }
         let env = self.config()["Env"].as_array().into_iter().flatten().filter_map(Value::as_str);
         let found = env.filter_map(|entry| entry.split_once('=')).find(|(known, _)| *known == name);
-        match found {
-            Some((_, value)) => Some(value.to_owned()),
-            None => self.argument(name),
-        }
-    }
-
-    fn argument(&self, name: &str) -> Option<String> {
-        self.arguments.iter().rev().find(|(known, _)| known == name).and_then(|(_, value)| value.clone())
+        found.map(|(_, value)| value.to_owned())
     }
 
     pub(super) fn expand(&self, text: &str, escape: char) -> Result<String, Problem> {
@@ -152,22 +158,37 @@ impl State {
     }
 
     pub(super) fn set_argument(&mut self, name: &str, value: Option<String>) {
-        self.arguments.retain(|(known, _)| known != name);
-        self.arguments.push((name.to_owned(), value));
+        match self.arguments.iter_mut().find(|known| known.name == name) {
+            // One without a value leaves what is there.
+            Some(known) if value.is_some() => {
+                known.value = value;
+                known.is_hidden = false;
+            }
+            Some(_) => {}
+            None => self.arguments.push(Argument { name: name.to_owned(), value, is_hidden: false }),
+        }
+    }
+
+    /// ENV hides ARGs of these names.
+    fn hide(&mut self, pairs: &[(String, String)]) {
+        for argument in &mut self.arguments {
+            argument.is_hidden |= pairs.iter().any(|(name, _)| *name == argument.name);
+        }
+    }
+
+    /// What the history says that a RUN was given: every ARG, in order, as it was seen.
+    pub(super) fn told_arguments(&self) -> Vec<(String, String)> {
+        let told =
+            |argument: &Argument| (argument.name.clone(), self.variable(&argument.name).unwrap_or_default());
+        self.arguments.iter().map(told).collect()
     }
 
     /// The ARGs that a RUN sees: those with a value that no ENV overrides.
     pub(super) fn arguments(&self) -> Vec<(String, String)> {
-        let is_env = |name: &str| {
-            let env = self.config()["Env"].as_array().into_iter().flatten().filter_map(Value::as_str);
-            env.filter_map(|entry| entry.split_once('=')).any(|(known, _)| known == name)
-        };
         let mut found: BTreeMap<String, String> = BTreeMap::new();
-        for (name, value) in &self.arguments {
-            if let Some(value) = value
-                && !is_env(name)
-            {
-                found.insert(name.clone(), value.clone());
+        for argument in self.arguments.iter().filter(|argument| !argument.is_hidden) {
+            if let Some(value) = &argument.value {
+                found.insert(argument.name.clone(), value.clone());
             }
         }
         found.into_iter().collect()
@@ -191,13 +212,16 @@ impl State {
             self.config_mut().remove("Cmd");
         }
         self.cmd_is_set |= name == "CMD";
-        let before = self.config().clone();
         instruction::apply_one(self.config_mut(), name, rest, scope).map_err(Problem::new)?;
+        if name == "ENV" {
+            let pairs = instruction::pairs(scope, "", rest).unwrap_or_default();
+            self.hide(&pairs);
+        }
         if name == "MAINTAINER" {
             self.image["author"] = json!(instruction_word(rest, scope)?);
         }
         self.config_mut().shift_remove("ArgsEscaped");
-        Ok(told(name, rest, &before, self.config(), scope))
+        Ok(told(name, rest, self.config(), scope))
     }
 
     /// Adds to the history. A layer's own time is told; what only changes the configuration has that of
@@ -277,7 +301,7 @@ pub(super) fn instruction_word(text: &str, scope: Scope<'_>) -> Result<String, P
 }
 
 /// What BuildKit's history says of an instruction: its values, as they came to be.
-fn told(name: &str, rest: &str, before: &Value, config: &Value, scope: Scope<'_>) -> String {
+fn told(name: &str, rest: &str, config: &Value, scope: Scope<'_>) -> String {
     let words = |key: &str| {
         let list = config[key].as_array().into_iter().flatten().filter_map(Value::as_str);
         list.map(str::to_owned).collect::<Vec<_>>()
@@ -286,13 +310,12 @@ fn told(name: &str, rest: &str, before: &Value, config: &Value, scope: Scope<'_>
         format!("[{}]", words.iter().map(|word| go_quoted(word)).collect::<Vec<_>>().join(" "))
     };
     let text = |key: &str| config[key].as_str().unwrap_or_default().to_owned();
-    let new = |key: &str| {
-        let known = before[key].as_object();
-        let names = config[key].as_object().into_iter().flatten().map(|(name, _)| name.clone());
-        let mut names: Vec<String> =
-            names.filter(|name| known.is_none_or(|known| !known.contains_key(name))).collect();
-        names.sort();
-        format!("[{}]", names.join(" "))
+    // What this instruction alone names.
+    let own = |key: &str| {
+        let mut alone = Config::new();
+        let _ = instruction::apply_one(&mut alone, name, rest, scope); // it has been applied before
+        let names = alone.get(key).and_then(Value::as_object).into_iter().flatten();
+        format!("[{}]", names.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" "))
     };
     let pairs = || {
         let pairs = instruction::pairs(scope, "", rest).unwrap_or_default();
@@ -303,12 +326,51 @@ fn told(name: &str, rest: &str, before: &Value, config: &Value, scope: Scope<'_>
         "ENTRYPOINT" => format!("ENTRYPOINT {}", quoted(words("Entrypoint"))),
         "SHELL" => format!("SHELL [{}]", words("Shell").join(" ")),
         "ENV" | "LABEL" => format!("{name}{}", pairs()),
-        "EXPOSE" => format!("EXPOSE {}", new("ExposedPorts")),
-        "VOLUME" => format!("VOLUME {}", new("Volumes")),
+        "EXPOSE" => format!("EXPOSE {}", own("ExposedPorts")),
+        "VOLUME" => format!("VOLUME {}", own("Volumes")),
+        "HEALTHCHECK" => health_check(&config["Healthcheck"]),
         "USER" => format!("USER {}", text("User")),
         "STOPSIGNAL" => format!("STOPSIGNAL {}", text("StopSignal")),
         "WORKDIR" => format!("WORKDIR {}", text("WorkingDir")),
         _ => format!("{name} {rest}"),
+    }
+}
+
+/// A health check as Go's `%+v` writes it.
+fn health_check(check: &Value) -> String {
+    let words = check["Test"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let time = |key: &str| go_duration(check[key].as_i64().unwrap_or(0));
+    format!(
+        "HEALTHCHECK {{Test:[{}] Interval:{} Timeout:{} StartPeriod:{} StartInterval:{} Retries:{}}}",
+        words.collect::<Vec<_>>().join(" "),
+        time("Interval"),
+        time("Timeout"),
+        time("StartPeriod"),
+        time("StartInterval"),
+        check["Retries"].as_i64().unwrap_or(0),
+    )
+}
+
+/// Nanoseconds as Go writes a duration: `1m30s`, `100ms`, `0s`.
+fn go_duration(nanoseconds: i64) -> String {
+    const SECOND: i64 = 1_000_000_000;
+    if nanoseconds == 0 {
+        return "0s".to_owned();
+    }
+    if nanoseconds < SECOND {
+        for (unit, name) in [(1_000_000, "ms"), (1_000, "µs")] {
+            if nanoseconds >= unit {
+                return format!("{}{name}", nanoseconds as f64 / unit as f64);
+            }
+        }
+        return format!("{nanoseconds}ns");
+    }
+    let (minutes, seconds) =
+        (nanoseconds / (60 * SECOND), (nanoseconds % (60 * SECOND)) as f64 / SECOND as f64);
+    match (minutes / 60, minutes % 60) {
+        (0, 0) => format!("{seconds}s"),
+        (0, minutes) => format!("{minutes}m{seconds}s"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}s"),
     }
 }
 

@@ -277,9 +277,10 @@ impl Solver<'_> {
             clamp_s: self.clamp_s(),
         };
         let mut told = String::from("RUN");
-        if !arguments.is_empty() {
-            told.push_str(&format!(" |{}", arguments.len()));
-            for (name, value) in &arguments {
+        let told_arguments = state.told_arguments();
+        if !told_arguments.is_empty() {
+            told.push_str(&format!(" |{}", told_arguments.len()));
+            for (name, value) in &told_arguments {
                 told.push_str(&format!(" {name}={value}"));
             }
         }

@@ -50,9 +50,9 @@ fn arguments_have_their_scopes() {
                 FROM one\nRUN echo 2$V >> /o\nARG V=own\nRUN echo 3$V >> /o; env | grep -c ^V= >> /o\nARG HTTP_PROXY\n";
     let dir = context(&h, "c", &[("Dockerfile", text)]);
     build(&h, "x", &dir, "--build-arg BASE=busybox");
-    h.run("run --rm x cat /o").ok().stdout("1global\n2\n3own\n1\n");
+    h.run("run --rm x cat /o").ok().stdout("1global\n2global\n3own\n1\n");
     build(&h, "x", &dir, "--build-arg BASE=busybox --build-arg V=given");
-    h.run("run --rm x cat /o").ok().stdout("1given\n2\n3given\n1\n");
+    h.run("run --rm x cat /o").ok().stdout("1given\n2given\n3given\n1\n");
 }
 
 #[test]
