@@ -46,7 +46,7 @@ pub fn populate(dev: &OwnedFd) -> Staged<()> {
 /// Devices that a container engine inside may use, where the machine has them.
 const ENGINE_DEVICES: [&str; 2] = ["/dev/fuse", "/dev/net/tun"];
 
-/// Adds [`ENGINE_DEVICES`] to the container's /dev.
+/// Adds `ENGINE_DEVICES` to the container's /dev.
 ///
 /// # Errors
 /// One is there and cannot be bound.

@@ -16,6 +16,7 @@ mod language;
 mod platforms;
 mod remote;
 mod running;
+mod table;
 
 /// A context with these files; a name that ends in a slash is a directory.
 fn context(h: &Hostel, name: &str, files: &[(&str, &str)]) -> PathBuf {
