@@ -208,6 +208,14 @@ impl<B: Backend> Adapter<B> {
                     umask = body.u32()?;
                     body.skip(4)?;
                     name = body.name()?;
+                    // Directories and symlinks have requests of their own; the kernel asks for none here
+                    // (mknod(2)).
+                    if !matches!(
+                        mode & libc::S_IFMT,
+                        libc::S_IFREG | libc::S_IFCHR | libc::S_IFBLK | libc::S_IFIFO | libc::S_IFSOCK
+                    ) {
+                        return Err(Errno::EINVAL);
+                    }
                     new = New::Node { mode, rdev };
                 }
                 opcode::MKDIR => {
