@@ -11,7 +11,7 @@
 //! Rows agree with a real dockerd (20.10, BuildKit), except those marked `n`, which it is too old for: it
 //! lacks the words, or its history and its mounts' directories are other than BuildKit's are today.
 //! Some are checked against `buildah build` in every run, all of them with HOSTEL_TEST_PARITY=all; with
-//! HOSTEL_TEST_DOCKER=unix:///SOCKET all are checked against that dockerd (its containers need no network).
+//! HOSTEL_TEST_DOCKER=/SOCKET all are checked against that dockerd (its containers need no network).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -23,7 +23,7 @@ use serde_json::{Map, Value, json};
 
 use super::context;
 use crate::fixtures::gzip;
-use crate::harness::{Hostel, skip};
+use crate::harness::{Hostel, skip, skip_for_this_kernel};
 
 const TABLE: &str = include_str!("table.txt");
 /// Of the rows, how many a run checks against buildah: one in so many.
@@ -424,12 +424,13 @@ fn buildah_makes_the_same_of_rows() {
 #[test]
 fn dockerd_makes_the_same_of_rows() {
     let Ok(socket) = std::env::var("HOSTEL_TEST_DOCKER") else {
-        return skip("HOSTEL_TEST_DOCKER names no dockerd's socket");
+        skip_for_this_kernel("no Docker daemon is given: scripts/with-dockerd scripts/test has one");
+        return;
     };
     let Some(h) = Hostel::new() else { return };
     let dir = files(&h).display().to_string();
     let docker = |arguments: &[&str]| {
-        h.program("/usr/bin/docker", &[&["-H", &socket][..], arguments].concat())
+        h.program("docker", &[&["-H", &format!("unix://{socket}")][..], arguments].concat())
             .env("DOCKER_BUILDKIT", "1")
             .run()
     };
