@@ -204,10 +204,20 @@ fn receive(socket: &OwnedFd) -> Outcome<Option<OwnedFd>> {
         if let ControlMessageOwned::ScmRights(fds) = control
             && let Some(fd) = fds.first()
         {
-            #[expect(unsafe_code, reason = "a received descriptor arrives as a bare number")]
-            // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
-            return Ok(Some(unsafe { OwnedFd::from_raw_fd(*fd) }));
+            return Ok(Some(sys::own(*fd)));
         }
     }
     Ok(None)
+}
+
+/// The one unsafe step.
+mod sys {
+    #![allow(unsafe_code, reason = "a received descriptor arrives as a bare number")]
+
+    use super::{FromRawFd, OwnedFd, RawFd};
+
+    pub(super) fn own(fd: RawFd) -> OwnedFd {
+        // SAFETY: recvmsg has just made this descriptor for us, and nothing else knows it.
+        unsafe { OwnedFd::from_raw_fd(fd) }
+    }
 }

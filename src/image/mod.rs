@@ -293,7 +293,7 @@ fn stored(store: &Store, catalog: &Catalog, reference: &str, id: Digest) -> Resu
 /// what fails here (a full disk, mostly) fails again, and is told, where it matters.
 fn make_native(store: &Store, layers: &[Digest], config: &ImageConfiguration) {
     let hot = |index: &MergedIndex, tars: &[File]| hot::find(index, tars, config);
-    let _ = store.make_native(layers, Budget::default(), Durable::Later, hot);
+    let _ = store.make_native(layers, Budget::default(), hot);
 }
 
 /// The config of a stored image.

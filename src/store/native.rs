@@ -73,7 +73,6 @@ impl Store {
         &self,
         layers: &[Digest],
         budget: Budget,
-        durable: Durable,
         hot: impl FnOnce(&MergedIndex, &[File]) -> HashSet<u64>,
     ) -> Result<()> {
         let merged = self.merged_path(layers);
@@ -97,7 +96,7 @@ impl Store {
         let candidates = index.native_candidates().map_err(failed)?;
         let wanted = choose(&candidates, &hot(&index, &tars), budget, self.free_bytes());
         let staged = self.stage_directory()?;
-        let durable = self.durable(durable);
+        let durable = self.durable(Durable::Later);
         if durable == Durable::Later {
             settle::mark(staged.path())?;
             sync_directory(staged.path())?;
@@ -238,12 +237,12 @@ mod tests {
         let hot = |index: &MergedIndex, _: &[File]| {
             HashSet::from([index.lookup(Path::new("/hello")).unwrap().inode])
         };
-        store.make_native(&layers, Budget::default(), Durable::Later, hot).unwrap();
+        store.make_native(&layers, Budget::default(), hot).unwrap();
         let tree = tree_beside(&merged).unwrap();
         let file = tree.join("hello");
         assert_eq!(fs::read(&file).unwrap(), b"world");
         let inode = fs::metadata(&file).unwrap().ino();
-        store.make_native(&layers, Budget::default(), Durable::Now, |_, _| HashSet::new()).unwrap();
+        store.make_native(&layers, Budget::default(), |_, _| HashSet::new()).unwrap();
         assert_eq!(fs::metadata(&file).unwrap().ino(), inode);
 
         assert_eq!(store.verify_native(&layers).unwrap(), None);
@@ -252,20 +251,20 @@ mod tests {
         store.remove_native(&layers).unwrap();
         assert_eq!(tree_beside(&merged), None);
         // Of another boot they are not used, and made anew.
-        store.make_native(&layers, Budget::default(), Durable::Later, hot).unwrap();
+        store.make_native(&layers, Budget::default(), hot).unwrap();
         let place = store.native_path(&layers);
         fs::write(place.join("unsettled"), "another-boot\n").unwrap();
         fs::write(place.join("tree/hello"), "").unwrap();
         assert_eq!(tree_beside(&merged), None);
-        store.make_native(&layers, Budget::default(), Durable::Later, hot).unwrap();
+        store.make_native(&layers, Budget::default(), hot).unwrap();
         assert_eq!(fs::read(tree_beside(&merged).unwrap().join("hello")).unwrap(), b"world");
         let mark = File::options().write(true).open(place.join("unsettled")).unwrap();
         mark.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(3600)).unwrap();
-        store.make_native(&layers, Budget::default(), Durable::Later, hot).unwrap();
+        store.make_native(&layers, Budget::default(), hot).unwrap();
         assert!(!place.join("unsettled").exists());
         store.remove_native(&layers).unwrap();
         // Nothing to take out: that too is done once.
-        store.make_native(&layers, Budget::default(), Durable::Now, |_, _| HashSet::new()).unwrap();
+        store.make_native(&layers, Budget::default(), |_, _| HashSet::new()).unwrap();
         assert!(store.native_path(&layers).exists());
         assert_eq!(tree_beside(&merged), None);
         assert_eq!(store.verify_native(&layers).unwrap(), None);
