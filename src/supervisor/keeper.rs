@@ -902,6 +902,11 @@ impl Keeper {
             }
             _ => {
                 self.parts.init_socket = None;
+                if self.by_hand {
+                    // It did not close the socket by executing the command: it was ended before.
+                    let failure = || Failure::plain(Stage::Namespaces, "it was stopped while it started");
+                    self.failure.get_or_insert_with(failure);
+                }
                 if self.failure.is_none() {
                     self.started();
                 }

@@ -717,6 +717,22 @@ fn process_table() -> BTreeMap<u32, Process> {
     table
 }
 
+/// A process of this name that descends from another.
+pub(crate) fn descendant(of: Pid, name: &str) -> Option<Pid> {
+    let table = process_table();
+    let mut named = table.iter().filter(|(_, process)| process.name == name);
+    named.find_map(|(pid, process)| {
+        let mut at = process.parent;
+        while let Some(process) = table.get(&at) {
+            if at == of.as_raw().unsigned_abs() {
+                return Some(Pid::from_raw(pid.cast_signed()));
+            }
+            at = process.parent;
+        }
+        None
+    })
+}
+
 /// Whether `pid` descends from `me` through a child that nobody waits for.
 fn is_orphan(pid: u32, me: u32, table: &BTreeMap<u32, Process>, registered: &BTreeSet<u32>) -> bool {
     let mut at = pid;

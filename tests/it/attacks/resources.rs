@@ -1,6 +1,8 @@
 //! Containers that eat what there is: they must still be removable.
 
-use crate::harness::{Hostel, eventually};
+use nix::sys::signal::{Signal, kill};
+
+use crate::harness::{Hostel, descendant, eventually};
 
 #[test]
 fn a_fork_bomb_is_removed() {
@@ -37,4 +39,22 @@ fn signals_and_stops_from_inside_do_not_save_a_container() {
     h.run("pause stubborn").ok();
     h.run("rm -f stubborn").ok();
     h.run("ps -aq").ok().stdout("");
+}
+
+#[test]
+fn a_start_that_takes_for_ever_is_removed() {
+    let Some(h) = Hostel::debian() else { return };
+    // The image's files go to the volume first, which gives the time to stop the process that copies them.
+    let start = h.cmd("run -d --name slow --network none -v big:/usr debian true").spawn();
+    let mut init = None;
+    eventually("the start is under way", || {
+        init = descendant(start.pid(), "hostel-init");
+        init.is_some_and(|pid| kill(pid, Signal::SIGSTOP).is_ok())
+    });
+    h.run("ps -a --format {{.Names}}:{{.State}}").ok().stdout("slow:created\n");
+    h.run("rm -f slow").ok().stdout("slow\n");
+    start.wait().code(125).stderr_has("it was stopped while it started");
+    h.run("ps -aq").ok().stdout("");
+    h.run("volume rm big").ok();
+    h.run("run --rm --network none debian echo ok").ok().stdout("ok\n");
 }
