@@ -3,7 +3,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::harness::{Done, Hostel, skip};
+use crate::fixtures;
+use crate::harness::{Done, Hostel, binary, skip};
 
 /// Runs a script with `$HOSTEL`, as root of a user namespace with one id and mounts of its own.
 fn unshared(h: &Hostel, script: &str) -> Done {
@@ -110,4 +111,81 @@ fn records_of_newer_and_older_binaries() {
     fs::write(&path, old.replacen("\"version\":1", "\"version\":999", 1)).unwrap();
     h.run("start box").code(1).stderr_has("newer");
     fs::write(&path, old).unwrap();
+}
+
+/// Binds the engine and an image's archive into a container.
+fn engine_binds() -> Option<[String; 4]> {
+    let archive = fixtures::busybox_archive()?;
+    let engine = format!("{}:/hostel:ro", binary().display());
+    Some(["-v".into(), engine, "-v".into(), format!("{}:/busybox.tar:ro", archive.display())])
+}
+
+/// What is tried inside: a run, entering a container, and a network where there is a device for it.
+const INNER: &str = "set -e; export HOSTEL_ROOT=/store HOME=/root; /hostel load -q -i /busybox.tar >/dev/null; \
+    /hostel run --rm --network none busybox sh -c 'echo inner; test $(cat /proc/self/comm) = cat && test -r /proc/mounts'; \
+    /hostel run -d --name in --network none busybox sleep 1000 >/dev/null; /hostel exec in echo entered; \
+    test \"$1\" != net || /hostel run --rm busybox sh -c 'nslookup host.docker.internal >/dev/null && echo net'; \
+    /hostel rm -f in";
+
+#[test]
+fn an_engine_in_an_engine() {
+    let Some(h) = Hostel::new() else { return };
+    let Some(binds) = engine_binds() else { return skip("no busybox-static") };
+    let store = format!("{}:/store", h.scratch("inner").display());
+    let run = |more: &[&str]| {
+        let mut line = vec!["run", "--rm", "-v", &store];
+        line.extend(binds.iter().map(String::as_str));
+        line.extend(more);
+        line.extend(["busybox", "sh", "-c", INNER, "sh", "net"]);
+        h.args(&line)
+    };
+    run(&["--security-opt", "nested"]).ok().stdout("inner\nentered\nnet\nin\n");
+    // Without it the way out is named.
+    let refused = run(&[]);
+    assert_ne!(refused.exit_code(), 0);
+    refused.stderr_has("--security-opt nested");
+}
+
+#[test]
+fn in_a_container_of_podman() {
+    let Some(h) = Hostel::new() else { return };
+    let (Some(binds), Some(archive)) = (engine_binds(), fixtures::busybox_archive()) else {
+        return skip("no busybox-static");
+    };
+    let podman = |arguments: &[&str]| {
+        let store = h.scratch("podman").display().to_string();
+        let mut line = vec!["--root", &store, "--storage-driver", "vfs", "--events-backend", "none"];
+        line.extend(arguments);
+        line.insert(0, "podman");
+        // The tests' own directory of Docker's settings has no file, which podman takes for an error.
+        line.splice(0..0, ["-u", "DOCKER_CONFIG"]);
+        let run = h.scratch("podman-run");
+        h.program("env", &line).env("XDG_RUNTIME_DIR", &run.to_string_lossy()).run()
+    };
+    if podman(&["load", "-q", "-i", &archive.to_string_lossy()]).exit_code() != 0 {
+        return skip("podman cannot load an image here");
+    }
+    let base = ["run", "--rm", "--network", "none", "--cgroups=disabled"];
+    let run = |more: &[&str], net: &str| {
+        let mut line = base.to_vec();
+        line.extend(binds.iter().map(String::as_str));
+        line.extend(more);
+        line.extend(["localhost/busybox:latest", "sh", "-c", INNER, "sh", net]);
+        podman(&line)
+    };
+    let mut plain = base.to_vec();
+    plain.extend(["localhost/busybox:latest", "true"]);
+    let probe = podman(&plain);
+    if probe.exit_code() != 0 {
+        // crun refuses cgroups of both versions.
+        crate::harness::skip_for_this_kernel(&format!("podman cannot run here: {}", probe.stderr));
+    } else {
+        // Its own seccomp filter and masked /proc, without and with the devices.
+        run(&[], "").ok().stdout("inner\nentered\nin\n");
+        run(&["--device", "/dev/fuse", "--device", "/dev/net/tun"], "net")
+            .ok()
+            .stdout("inner\nentered\nnet\nin\n");
+    }
+    podman(&["unshare", "rm", "-rf", &h.scratch("podman").to_string_lossy()]).ok();
+    podman(&["system", "migrate"]); // ends its process that keeps the namespaces
 }
