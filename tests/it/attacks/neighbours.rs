@@ -119,6 +119,13 @@ fn a_control_socket_survives_garbage_and_crowds() {
     assert_eq!(fs::metadata(dir).unwrap().permissions().mode() & 0o777, 0o700);
 }
 
+/// Starts a container that swaps things for ever, and waits until it does.
+fn race(h: &Hostel, flags: &[&str], script: &str) {
+    let line = ["run", "-d", "--network", "none", "--name", "racer"];
+    h.args(&[&line[..], flags, &["busybox", "sh", "-c", script]].concat()).ok();
+    h.wait_for_log("racer", "up");
+}
+
 #[test]
 fn mount_points_swapped_for_links_while_starting() {
     let Some(h) = Hostel::new() else { return };
@@ -128,22 +135,7 @@ fn mount_points_swapped_for_links_while_starting() {
          rm -rf x; ln -s $t x; rm -f x; mkdir x; ln -s x z; mv -T z x 2>/dev/null; rm -rf z; done; done",
         outside.display()
     );
-    h.args(&[
-        "run",
-        "-d",
-        "--network",
-        "none",
-        "--name",
-        "racer",
-        "-v",
-        "shared:/v",
-        "busybox",
-        "sh",
-        "-c",
-        &script,
-    ])
-    .ok();
-    h.wait_for_log("racer", "up");
+    race(&h, &["-v", "shared:/v"], &script);
     let look = "grep -c ' /proc ' /proc/mounts; head -c 1 /proc/kcore 2>/dev/null | wc -c; test -d /proc/self/task && echo real";
     let mut started = 0;
     for _ in 0..20 {
@@ -183,22 +175,7 @@ fn changes_are_read_without_following_swapped_links() {
             "mkdir /d; echo own > /d/f; echo up; while :; do mv /d /e; ln -s {} /d; rm /d; mv /e /d; done",
             secret.display()
         );
-        h.args(&[
-            "run",
-            "-d",
-            "--network",
-            "none",
-            "--name",
-            "racer",
-            "--storage-opt",
-            write,
-            "busybox",
-            "sh",
-            "-c",
-            &script,
-        ])
-        .ok();
-        h.wait_for_log("racer", "up");
+        race(&h, &["--storage-opt", write], &script);
         for round in 0..3 {
             h.run("diff racer");
             let done = h.run(&format!("commit --pause=false racer taken:{round}"));

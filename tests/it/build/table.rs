@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::context;
-use crate::fixtures::gzip;
+use crate::fixtures::{Layer, gzip};
 use crate::harness::{Hostel, skip, skip_for_this_kernel};
 
 const TABLE: &str = include_str!("table.txt");
@@ -113,26 +113,9 @@ fn files(h: &Hostel) -> PathBuf {
 
 /// A directory, a file with a second name, and a symlink.
 fn archive() -> Vec<u8> {
-    let mut tar = tar::Builder::new(Vec::new());
-    let mut put = |kind, path: &str, mode, owner, link: &str, data: &[u8]| {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_uid(owner);
-        header.set_gid(owner);
-        header.set_mtime(1_700_000_000);
-        header.set_size(data.len() as u64);
-        if link.is_empty() {
-            tar.append_data(&mut header, path, data).unwrap();
-        } else {
-            tar.append_link(&mut header, path, link).unwrap();
-        }
-    };
-    put(tar::EntryType::Directory, "in", 0o755, 0, "", b"");
-    put(tar::EntryType::Regular, "in/f", 0o640, 9, "", b"in\n");
-    put(tar::EntryType::Symlink, "in/l", 0o777, 0, "f", b"");
-    put(tar::EntryType::Link, "in/h", 0o640, 9, "in/f", b"");
-    tar.into_inner().unwrap()
+    let mut layer = Layer::new();
+    layer.dir("in", 0o755, 0).file("in/f", 0o640, 9, b"in\n").symlink("in/l", "f").hard_link("in/h", "in/f");
+    layer.finish()
 }
 
 /// The configuration and the files of layers of a saved image: an OCI layout, or what `docker save` wrote.
