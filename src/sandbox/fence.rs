@@ -3,8 +3,9 @@
 //! mount tree behind it (landlock(7), "Current limitations").
 //!
 //! Nothing else is to change inside: the one right that is handled, moving files between directories, is
-//! allowed everywhere again. A process of `exec` has no such fence: the kernel lets nobody join another's, and one of its own would forbid it to look into
-//! `/proc/1/fd` and to trace what runs. What it may do is bounded by the filter and its capabilities.
+//! allowed everywhere again. A process of `exec` has no such fence: the kernel lets nobody join another's, and
+//! one of its own would forbid it to look into `/proc/1/fd` and to trace what runs. What it may do is bounded by
+//! the filter and its capabilities.
 
 use landlock::{
     AccessFs, CompatLevel, Compatible as _, PathBeneath, PathFd, Ruleset, RulesetAttr as _,
