@@ -12,7 +12,7 @@
 //! what stat(2) shows ([`MergedIndex::native_candidates`]), so nothing of the tree needs xattrs, a
 //! range of ids or hard links to other places.
 //!
-//! The tree is a cache: made when an image is loaded or first runs, complete or absent, never needed.
+//! The tree is a cache: made at an image's first run, complete or absent, never needed.
 //! So a start does not wait for it to be on the disk: a machine that stopped makes it anew.
 //! It doubles the disk space of what is in it, which [`Budget`] bounds.
 
