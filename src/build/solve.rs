@@ -78,28 +78,41 @@ pub fn build(
     if request.inline_cache {
         config[cache::INLINE] = cache::inline(&steps, &layers);
     }
-    let image = if request.store_image {
-        let number = progress.start("exporting to image");
-        progress.status(number, "exporting layers done");
-        let added = image::make_image(
-            store,
-            config.clone(),
-            layers.clone(),
-            request.names.clone(),
-            "the build's result",
-        )?;
-        image::annotate(store, &added.id, &request.annotations)?;
-        progress.status(number, &format!("writing image {} done", added.id));
-        for name in &request.names {
-            progress.status(number, &format!("naming to {name} done"));
-        }
-        progress.done(number);
-        Some(added)
-    } else {
-        None
-    };
     drop(scratch);
-    Ok(Built { image, config, layers, steps, unused_arguments: unused })
+    Ok(Built { image: None, config, layers, steps, unused_arguments: unused })
+}
+
+/// Makes an image of what was built, and names it, where the request wants that. Apart from [`build`], so that
+/// of several platforms none is named before all are built.
+///
+/// # Errors
+/// The store fails.
+pub fn keep_image(
+    store: &Store,
+    request: &Request,
+    built: &mut Built,
+    progress: &mut Progress,
+) -> Result<(), BuildError> {
+    if !request.store_image {
+        return Ok(());
+    }
+    let number = progress.start("exporting to image");
+    progress.status(number, "exporting layers done");
+    let added = image::make_image(
+        store,
+        built.config.clone(),
+        built.layers.clone(),
+        request.names.clone(),
+        "the build's result",
+    )?;
+    image::annotate(store, &added.id, &request.annotations)?;
+    progress.status(number, &format!("writing image {} done", added.id));
+    for name in &request.names {
+        progress.status(number, &format!("naming to {name} done"));
+    }
+    progress.done(number);
+    built.image = Some(added);
+    Ok(())
 }
 
 /// What a stage starts from.

@@ -198,6 +198,9 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
             Err(error) => return Err(failed(&error, plan)),
         }
     }
+    for (plan, built) in plans.iter().zip(&mut all) {
+        build::keep_image(&store, plan, built, &mut progress).map_err(|error| failed(&error, plan))?;
+    }
     let steps: Vec<_> = all.iter().flat_map(|built| built.steps.iter().cloned()).collect();
     let exported = build::cache::export(&store, &cache_to, &steps, &mut progress);
     progress.finish();

@@ -105,3 +105,16 @@ fn a_platform_without_an_interpreter_is_told() {
         assert!(done.stderr.contains(message), "{flags}: {}", done.stderr);
     }
 }
+
+#[test]
+fn a_platform_that_fails_leaves_no_name_of_the_others() {
+    let h = Hostel::empty();
+    let text = "FROM scratch\nARG TARGETARCH\nCOPY $TARGETARCH /x\n";
+    let dir = context(&h, "c", &[("Dockerfile", text), ("amd64", "here\n")]);
+    h.run(&format!("build -t x --platform linux/amd64,linux/arm64 {}", dir.display()))
+        .code(1)
+        .stderr_has("\"/arm64\": not found");
+    h.run("images -aq").ok().stdout("");
+    h.run(&format!("build -q -t x --platform linux/amd64 {}", dir.display())).ok();
+    h.run("images --format {{.Repository}}").ok().stdout("x\n");
+}
