@@ -45,4 +45,4 @@ pub use export::{write_files, write_tar};
 pub use request::{Built, Fetch, NamedContext, Request, Secret, SecretSource, Ssh};
 pub use run::RunOptions;
 pub use scratch::sweep;
-pub use solve::{build, keep_image};
+pub use solve::{build, keep_image, name_several};

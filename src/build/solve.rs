@@ -108,10 +108,34 @@ pub fn keep_image(
     image::annotate(store, &added.id, &request.annotations)?;
     progress.status(number, &format!("writing image {} done", added.id));
     for name in &request.names {
+        image::tell_tag(store, &added.id, name);
         progress.status(number, &format!("naming to {name} done"));
     }
     progress.done(number);
     built.image = Some(added);
+    Ok(())
+}
+
+/// Has names stand for the images that were built for several platforms, `own` for those who ask for none.
+///
+/// # Errors
+/// The store fails.
+pub fn name_several(
+    store: &Store,
+    names: &[image::Reference],
+    several: &image::Several,
+    own: &Digest,
+    progress: &mut Progress,
+) -> Result<(), BuildError> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let number = progress.start("exporting manifest list");
+    image::name_several(store, names, several, own)?;
+    for name in names {
+        progress.status(number, &format!("naming to {name} done"));
+    }
+    progress.done(number);
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Build an image from a Dockerfile
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -202,17 +202,22 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         build::keep_image(&store, plan, built, &mut progress).map_err(|error| failed(&error, plan))?;
     }
     let steps: Vec<_> = all.iter().flat_map(|built| built.steps.iter().cloned()).collect();
+    let unused: BTreeSet<String> = all.iter().flat_map(|built| built.unused_arguments.clone()).collect();
+    let result = result(&request, &plans, all, &annotations)?;
+    if plans.len() > 1
+        && let Some(own) = &result.own().image
+    {
+        build::name_several(&store, &result.names, &result.several, &own.id, &mut progress)
+            .map_err(|error| failed(&error, &request))?;
+    }
     let exported = build::cache::export(&store, &cache_to, &steps, &mut progress);
     progress.finish();
     if !matches!(look(args), Look::Quiet | Look::RawJson) {
         tell_warnings(&request.text);
     }
-    let mut unused: Vec<_> = all.iter().flat_map(|built| &built.unused_arguments).collect();
-    unused.dedup();
     for name in unused {
         eprintln!("[Warning] One or more build-args [{name}] were not consumed");
     }
-    let result = result(&request, &plans, all, &annotations)?;
     finish(&store, args, &outputs, &result, quiet)?;
     exported.map_err(|problem| CliError::new(format!("failed to build: failed to solve: {problem}")))?;
     drop(content);
@@ -496,8 +501,7 @@ fn platforms(args: &Args) -> Result<Vec<Platform>, CliError> {
     Ok(found)
 }
 
-/// One build a platform. Of several the one for this machine, or else the first, gets the names; the
-/// others get them with the platform behind the tag, so that the store can tell them apart.
+/// One build a platform. Of several none has a name of its own: the names stand for all of them.
 fn plans(
     request: &Request,
     platforms: &[Platform],
@@ -519,36 +523,29 @@ fn plans(
             ..request.clone()
         }]);
     }
-    let own = platforms.iter().position(|platform| *platform == host).unwrap_or(0);
-    let plan = |(number, platform): (usize, &Platform)| {
-        let names = request.names.iter().map(|name| match number == own {
-            true => Ok(name.clone()),
-            false => platform_name(name, platform),
-        });
-        Ok(Request {
-            platform: Some(platform.to_string()),
-            tell_platform: true,
-            annotations: annotations.manifest(platform),
-            names: names.collect::<Result<_, CliError>>()?,
-            ..request.clone()
-        })
+    let plan = |platform: &Platform| Request {
+        platform: Some(platform.to_string()),
+        tell_platform: true,
+        annotations: annotations.manifest(platform),
+        names: Vec::new(),
+        ..request.clone()
     };
-    platforms.iter().enumerate().map(plan).collect()
-}
-
-/// `name:tag-os-arch`.
-fn platform_name(name: &Reference, platform: &Platform) -> Result<Reference, CliError> {
-    let text = format!("{name}-{}", platform.to_string().replace('/', "-"));
-    text.parse().map_err(CliError::from)
+    Ok(platforms.iter().map(plan).collect())
 }
 
 /// What was built, and how it is told.
 struct Finished {
     builds: Vec<(Option<String>, Built)>,
     names: Vec<Reference>,
-    /// Which of them has the names.
+    /// Which of them the names stand for where no platform is asked for: this machine's, or else the first.
     own: usize,
     several: Several,
+}
+
+impl Finished {
+    fn own(&self) -> &Built {
+        &self.builds[self.own].1
+    }
 }
 
 fn result(
@@ -561,9 +558,12 @@ fn result(
         Some(text) => text.parse::<Platform>().map_err(CliError::new),
         None => Ok(Platform::host()),
     };
-    let own = plans.iter().position(|plan| plan.names == request.names).unwrap_or(0);
     let mut members = Vec::new();
-    for (plan, built) in plans.iter().zip(&all) {
+    let mut own = 0;
+    for (number, (plan, built)) in plans.iter().zip(&all).enumerate() {
+        if platform(plan)? == Platform::host() {
+            own = number;
+        }
         let Some(added) = &built.image else { continue };
         members.push(Member {
             id: added.id.clone(),
@@ -587,8 +587,7 @@ fn finish(
     for output in outputs {
         pushed = output.write(store, result, quiet)?.or(pushed);
     }
-    let Some((_, built)) = result.builds.get(result.own) else { return Ok(()) };
-    let Some(added) = &built.image else { return Ok(()) };
+    let Some(added) = &result.own().image else { return Ok(()) };
     if let Some(path) = &args.iidfile {
         write(path, added.id.to_string().as_bytes())?;
     }

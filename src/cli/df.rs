@@ -247,7 +247,7 @@ impl Usage {
                 "Containers": users.count().to_string(),
             });
             let names: Vec<Reference> =
-                self.catalog.names_of(id).filter_map(|(name, _)| name.parse().ok()).collect();
+                self.catalog.names_with(id).filter_map(|(name, _)| name.parse().ok()).collect();
             if names.is_empty() {
                 rows.push(row);
                 continue;

@@ -45,7 +45,7 @@ pub struct InspectArgs {
     /// Format output using a custom template: 'json', or 'TEMPLATE'
     #[arg(short, long)]
     format: Option<String>,
-    /// Only if the image is for this platform (os[/arch[/variant]])
+    /// Of an image for several platforms this one (os[/arch[/variant]])
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
     /// IMAGE [IMAGE...]
@@ -65,7 +65,7 @@ pub struct HistoryArgs {
     /// Don't truncate output
     #[arg(long)]
     no_trunc: bool,
-    /// Only if the image is for this platform (os[/arch[/variant]])
+    /// Of an image for several platforms this one (os[/arch[/variant]])
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
     /// Only show image IDs
@@ -133,8 +133,13 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
             continue;
         }
         let names: Vec<_> = catalog.names_of(id).collect();
+        // Those of other platforms are behind the name that has them all.
+        if names.is_empty() && !args.all && catalog.names_with(id).next().is_some() {
+            continue;
+        }
         let read_only = catalog.read_only.contains_key(id);
-        if filter.dangling.is_some_and(|dangling| dangling != names.is_empty())
+        let is_dangling = catalog.names_with(id).next().is_none();
+        if filter.dangling.is_some_and(|dangling| dangling != is_dangling)
             || filter.read_only.is_some_and(|wanted| wanted != read_only)
         {
             continue;
@@ -295,14 +300,11 @@ fn in_class(class: &[char], c: char) -> bool {
 /// A template that is wrong; a store that cannot be read.
 pub fn inspect(ctx: &Context, args: &InspectArgs) -> Outcome {
     let (mut objects, mut missing) = (Vec::new(), Vec::new());
+    let platform = platform(args.platform.as_deref())?;
     let store = Store::open(&ctx.root)?;
     let catalog = store.catalog()?;
     for name in &args.images {
-        let found = image::find(&catalog, name).map_err(image_error);
-        match found.and_then(|id| {
-            require_platform(&store, name, args.platform.as_deref())?;
-            Ok(id)
-        }) {
+        match image::find_for(&store, &catalog, name, platform.as_ref()).map_err(image_error) {
             Ok(id) => objects.push(describe(&store, &catalog, &id)?),
             Err(error) => missing.push(error),
         }
@@ -317,17 +319,22 @@ pub fn inspect(ctx: &Context, args: &InspectArgs) -> Outcome {
     Ok(if missing.is_empty() { Exit::Success } else { Exit::Failure })
 }
 
-/// Refuses an image that is for another platform than `--platform` names. What is not there is left to
-/// whoever looks for it.
+/// `--platform`.
 ///
 /// # Errors
-/// It is for another one; the text is no platform.
-pub fn require_platform(store: &Store, name: &str, platform: Option<&str>) -> Result<(), CliError> {
-    let Some(text) = platform else { return Ok(()) };
-    let platform: Platform = text.parse().map_err(CliError::new)?;
-    match image::find(&store.catalog()?, name) {
-        Ok(id) => image::check_platform(store, &id, name, Some(&platform)).map_err(image_error),
-        Err(_) => Ok(()),
+/// The text is no platform.
+pub fn platform(text: Option<&str>) -> Result<Option<Platform>, CliError> {
+    text.map(str::parse).transpose().map_err(CliError::new)
+}
+
+/// Refuses an image that is for another platform. What is not there is left to whoever looks for it.
+///
+/// # Errors
+/// It is for another one.
+pub fn require_platform(store: &Store, name: &str, platform: Option<&Platform>) -> Result<(), CliError> {
+    match image::find_for(store, &store.catalog()?, name, platform) {
+        Err(error @ ImageError::PlatformMismatch { .. }) => Err(image_error(error)),
+        _ => Ok(()),
     }
 }
 
@@ -353,7 +360,7 @@ fn describe(store: &Store, catalog: &Catalog, id: &Digest) -> Result<Value, CliE
     let raw: Value = serde_json::from_slice(&bytes)?;
     let text = |key: &str| raw.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let names: Vec<_> = catalog
-        .names_of(id)
+        .names_with(id)
         .filter_map(|(name, entry)| Some((name.parse::<Reference>().ok()?, entry)))
         .collect();
     let mut digests: Vec<String> = names
@@ -445,8 +452,8 @@ const MISSING: &str = "<missing>";
 pub fn history(ctx: &Context, args: &HistoryArgs) -> Outcome {
     let store = Store::open(&ctx.root)?;
     let catalog = store.catalog()?;
-    let id = image::find(&catalog, &args.image).map_err(image_error)?;
-    require_platform(&store, &args.image, args.platform.as_deref())?;
+    let platform = platform(args.platform.as_deref())?;
+    let id = image::find_for(&store, &catalog, &args.image, platform.as_ref()).map_err(image_error)?;
     let config = image::config(&store, &id).map_err(image_error)?;
     let mut layers =
         catalog.images.get(&id).map(|entry| entry.layers.clone()).unwrap_or_default().into_iter();

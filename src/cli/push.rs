@@ -3,7 +3,7 @@
 use super::images::{self, image_error};
 use super::progress::Show;
 use super::{CliError, Context, Exit, Outcome};
-use crate::image::registry::{self, Format};
+use crate::image::registry::{self, Choice, Format};
 use crate::image::{DEFAULT_TAG, Reference};
 use crate::store::Store;
 
@@ -19,7 +19,7 @@ pub struct Args {
     /// Skip image signing (accepted: nothing is signed)
     #[arg(long, hide = true)]
     disable_content_trust: bool,
-    /// Only if the image is for this platform (os[/arch[/variant]])
+    /// Of an image for several platforms this one alone (os[/arch[/variant]])
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
     /// Suppress verbose output
@@ -37,7 +37,10 @@ pub struct Args {
 pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let store = Store::open(&ctx.root)?;
     let reference: Reference = args.name.parse().map_err(CliError::from)?;
-    images::require_platform(&store, &args.name, args.platform.as_deref())?;
+    let platform = images::platform(args.platform.as_deref())?;
+    if !args.all_tags {
+        images::require_platform(&store, &args.name, platform.as_ref())?;
+    }
     let format = match args.compression_format.as_deref() {
         None => None,
         Some("zstd") => Some(Format::Zstd),
@@ -47,7 +50,8 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         println!("Using default tag: {DEFAULT_TAG}");
     }
     let show = Show::of_push(args.quiet);
-    let pushed = registry::push(&store, &args.name, args.all_tags, format, &show);
+    let choice = Choice { all_tags: args.all_tags, platform, format };
+    let pushed = registry::push(&store, &args.name, &choice, &show);
     show.finish();
     for pushed in pushed.map_err(image_error)? {
         if args.quiet {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::images::{self, image_error};
 use super::{CliError, Context, Exit, Outcome};
-use crate::image::{self, ImageError, SaveFormat};
+use crate::image::{self, ImageError, SaveFormat, SaveWanted};
 use crate::store::Store;
 
 /// Save one or more images to a tar archive (streamed to STDOUT by default)
@@ -23,7 +23,7 @@ pub struct Args {
     /// Write to a file, instead of STDOUT
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Only if the image is for this platform (os[/arch[/variant]])
+    /// Of an image for several platforms this one alone (os[/arch[/variant]])
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
     /// Suppress the output (nothing is printed in any case)
@@ -40,18 +40,17 @@ pub struct Args {
 /// No such image, or the archive cannot be written.
 pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let store = Store::open(&ctx.root)?;
-    for image in &args.images {
-        images::require_platform(&store, image, args.platform.as_deref())?;
-    }
+    let platform = images::platform(args.platform.as_deref())?;
+    let wanted = SaveWanted { texts: &args.images, format: args.format, platform };
     if matches!(args.format, SaveFormat::OciDir | SaveFormat::DockerDir) {
         let Some(path) = &args.output else {
             return Err(CliError::new("a directory format needs the directory's name: give it with -o"));
         };
-        image::save_directory(&store, &args.images, args.format, path).map_err(image_error)?;
+        image::save_directory(&store, &wanted, path).map_err(image_error)?;
         return Ok(Exit::Success);
     }
     write_output(args.output.as_deref(), |file, path| {
-        image::save(&store, &args.images, args.format, file, path).map_err(image_error)
+        image::save(&store, &wanted, file, path).map_err(image_error)
     })?;
     Ok(Exit::Success)
 }

@@ -155,7 +155,7 @@ fn names(problem: &Problem, catalog: &Catalog) -> BTreeSet<String> {
     let familiar =
         |name: &str| name.parse::<Reference>().map_or_else(|_| name.to_owned(), |name| name.familiar());
     let of_image = |id: &Digest| {
-        let names: Vec<String> = catalog.names_of(id).map(|(name, _)| familiar(name)).collect();
+        let names: Vec<String> = catalog.names_with(id).map(|(name, _)| familiar(name)).collect();
         if names.is_empty() { vec![id.short().to_owned()] } else { names }
     };
     problem.images.iter().flat_map(of_image).collect()

@@ -246,7 +246,7 @@ pub fn make_image(
             let is_new = !catalog.images.contains_key(&id);
             catalog.images.entry(id.clone()).or_insert(entry);
             let named = names.into_iter().map(|name| {
-                let new = NameEntry { image: id.clone(), digest: None };
+                let new = NameEntry::of(id.clone(), None);
                 let old = catalog.names.insert(name.to_string(), new);
                 (name, old.map(|old| old.image).filter(|old| *old != id))
             });

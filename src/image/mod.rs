@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::Digest;
 use crate::store::native::Budget;
 use crate::store::{Catalog, Durable, ImageEntry, NameEntry, Store, StoreError, StoredLayer};
+pub use crate::store::{Member, Several};
 
 mod archive;
 mod commit;
@@ -51,13 +52,15 @@ mod transport;
 
 pub use commit::{Draft, NewLayer, add_layer, base_config, commit, diff_ids, make_image, scratch};
 pub use error::ImageError;
-pub use find::find;
+pub use find::{find, find_for};
 pub use platform::Platform;
 pub use reference::{DEFAULT_TAG, Reference, ReferenceError};
 pub use remove::{ContainerUse, Pruned, Removal, prune, remove, tag};
-pub use save::{SaveFormat, save, save_directory, save_several, save_several_directory};
-pub use several::{Annotations, Member, Several, annotate};
-pub use told::tell;
+pub use save::{
+    SaveFormat, Wanted as SaveWanted, save, save_directory, save_several, save_several_directory,
+};
+pub use several::{Annotations, annotate, name_several};
+pub use told::{tell, tell_tag};
 pub use transport::Source;
 
 use archive::Files;
@@ -217,10 +220,7 @@ fn locate(
         let image = added.ok_or_else(|| ImageError::NotFound(name.to_owned()))?;
         Ok::<_, ImageError>((image.id, store.catalog()?))
     };
-    let find = |catalog: &Catalog, name: &str| {
-        let id = find(catalog, name)?;
-        check_platform(store, &id, name, platform).map(|()| id)
-    };
+    let find = |catalog: &Catalog, name: &str| find_for(store, catalog, name, platform);
     let (id, catalog) = match Source::parse(reference)? {
         Source::Rootfs { directory } => return Ok(Located::Rootfs(directory)),
         Source::Host => return Ok(Located::Host),
@@ -517,7 +517,7 @@ fn enter(store: &Store, Entering { id, entry, names, digest, is_new }: Entering)
             known.clone_from(&entry);
         }
         let named = names.into_iter().map(|name| {
-            let new = NameEntry { image: id.clone(), digest: digest.clone() };
+            let new = NameEntry::of(id.clone(), digest.clone());
             let old = catalog.names.insert(name.to_string(), new);
             (name, old.map(|old| old.image).filter(|old| *old != id))
         });

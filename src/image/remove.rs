@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 
 use super::error::{ImageError, Result};
-use super::find::find;
+use super::find::{find, found};
 use super::reference::Reference;
 use super::told::{tell, tell_tag};
 use crate::id::Digest;
-use crate::store::{Catalog, Store, StoreError, chain_id};
+use crate::store::{Catalog, NameEntry, Store, StoreError, chain_id};
 
 /// A container that was made from an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct Removal {
     pub untagged: Vec<String>,
     /// Images and chain ids of layers that are gone.
     pub deleted: Vec<Digest>,
+    /// The images among them.
+    pub gone: Vec<Digest>,
 }
 
 /// What a prune did.
@@ -53,8 +55,11 @@ pub fn tag(store: &Store, source: &str, target: &str) -> Result<()> {
     let _lock = store.lock_content()?;
     let name = target.clone();
     // A name may be another store's: what it stands for is this store's from now on, the name is not.
-    let image = find(&store.catalog()?, source)?;
-    store.adopt(&image)?;
+    let known = store.catalog()?;
+    let (image, named) = found(&known, source)?;
+    let several = named.and_then(|named| named.several.clone());
+    let members = several.iter().flat_map(|several| &several.members).map(|member| &member.id);
+    std::iter::once(&image).chain(members).try_for_each(|image| store.adopt(image))?;
     let id = image.clone();
     store.update_catalog(|catalog| {
         if !catalog.images.contains_key(&image) {
@@ -65,7 +70,7 @@ pub fn tag(store: &Store, source: &str, target: &str) -> Result<()> {
             |name: &str| name.parse::<Reference>().is_ok_and(|name| name.repository() == target.repository());
         // A digest belongs to the repository that it came from.
         let digest = digest.filter(|_| catalog.names_of(&image).any(|(name, _)| of_same_repository(name)));
-        catalog.names.insert(target.to_string(), crate::store::NameEntry { image, digest });
+        catalog.names.insert(target.to_string(), NameEntry { image, digest, several });
         Ok(())
     })?;
     tell_tag(store, &id, &name);
@@ -94,9 +99,7 @@ pub fn remove(store: &Store, text: &str, force: bool, uses: &[ContainerUse]) -> 
 fn tell_removal(store: &Store, removal: &Removal) {
     let Some(id) = &removal.image else { return };
     removal.untagged.iter().for_each(|_| tell(store, "untag", id));
-    if !removal.deleted.is_empty() {
-        tell(store, "delete", id);
-    }
+    removal.gone.iter().for_each(|id| tell(store, "delete", id));
 }
 
 /// The error for an image that only an additional store has.
@@ -110,7 +113,11 @@ fn remove_from(catalog: &mut Catalog, text: &str, force: bool, uses: &[Container
     let id = find(catalog, text)?;
     let names: Vec<String> = catalog.names_of(&id).map(|(name, _)| name.to_owned()).collect();
     let is_id = id.hex().starts_with(text.strip_prefix("sha256:").unwrap_or(text));
-    let users = || uses.iter().filter(|container| container.image == id);
+    // Those of the other platforms go with the name, so who uses them counts, too.
+    let together: HashSet<Digest> = std::iter::once(id.clone())
+        .chain(catalog.names_of(&id).flat_map(|(_, named)| named.images().cloned()))
+        .collect();
+    let users = || uses.iter().filter(|container| together.contains(&container.image));
     if is_id {
         let conflict = |how: &str, why: String| {
             Err(ImageError::Conflict(format!("delete {} ({how}) - {why}", id.short())))
@@ -130,7 +137,14 @@ fn remove_from(catalog: &mut Catalog, text: &str, force: bool, uses: &[Container
                 format!("image is being used by stopped container {}", user.container),
             );
         }
-        return Ok(delete(catalog, &id, &names));
+        if let Some((name, _)) = catalog.names_with(&id).find(|(_, named)| named.image != id && !force) {
+            return conflict(
+                "must be forced",
+                format!("image is one of the platforms of {}", familiar(name)),
+            );
+        }
+        leave_others(catalog, &id);
+        return Ok(delete(catalog, &id, &names, uses));
     }
     let reference = text.parse::<Reference>()?.with_default_tag();
     if names.len() == 1
@@ -149,10 +163,40 @@ fn remove_from(catalog: &mut Catalog, text: &str, force: bool, uses: &[Container
     let names = with_digests(&names, &reference);
     let all = catalog.names_of(&id).count();
     if names.len() == all && !is_used {
-        return Ok(delete(catalog, &id, &names));
+        return Ok(delete(catalog, &id, &names, uses));
     }
+    let others: Vec<Digest> = others_of(catalog, &names);
     let untagged = untag(catalog, &names);
-    Ok(Removal { image: Some(id), untagged, deleted: Vec::new() })
+    let mut removal = Removal { image: Some(id), untagged, ..Removal::default() };
+    delete_unnamed(catalog, &others, uses, &mut removal);
+    Ok(removal)
+}
+
+/// The images that names stand for beside their own: those of other platforms.
+fn others_of(catalog: &Catalog, names: &[String]) -> Vec<Digest> {
+    let entries = names.iter().filter_map(|name| catalog.names.get(name));
+    entries.flat_map(|named| named.images().filter(|id| **id != named.image).cloned()).collect()
+}
+
+/// Deletes those of images that no name stands for any more and no container was made from.
+fn delete_unnamed(catalog: &mut Catalog, images: &[Digest], uses: &[ContainerUse], removal: &mut Removal) {
+    for id in images {
+        let is_used = uses.iter().any(|container| container.image == *id);
+        if !is_used && catalog.names_with(id).next().is_none() {
+            delete_one(catalog, id, removal);
+        }
+    }
+}
+
+/// Takes an image away from names that stand for it and for others; one that is left alone is a name's only image.
+fn leave_others(catalog: &mut Catalog, id: &Digest) {
+    for named in catalog.names.values_mut().filter(|named| named.image != *id) {
+        let Some(several) = &mut named.several else { continue };
+        several.members.retain(|member| member.id != *id);
+        if several.members.len() < 2 {
+            named.several = None;
+        }
+    }
 }
 
 /// Takes names away. The digest that an image came with goes with the last name of its repository,
@@ -210,28 +254,37 @@ fn remove_digest(
         }
     }
     let untagged = vec![reference.familiar()];
-    if is_used || catalog.names_of(&id).next().is_some() {
-        return Removal { image: Some(id), untagged, deleted: Vec::new() };
+    if is_used || catalog.names_with(&id).next().is_some() {
+        return Removal { image: Some(id), untagged, ..Removal::default() };
     }
-    Removal { untagged, ..delete(catalog, &id, &[]) }
+    Removal { untagged, ..delete(catalog, &id, &[], &[]) }
 }
 
 fn familiar(name: &str) -> String {
     name.parse::<Reference>().map_or_else(|_| name.to_owned(), |name| name.familiar())
 }
 
-/// Takes an image out of the catalog and says which trees no other image has.
-fn delete(catalog: &mut Catalog, id: &Digest, names: &[String]) -> Removal {
+/// Takes an image out of the catalog, with its names and what they alone stood for.
+fn delete(catalog: &mut Catalog, id: &Digest, names: &[String], uses: &[ContainerUse]) -> Removal {
+    let others = others_of(catalog, names);
     let untagged = untag(catalog, names);
-    let mut removal = Removal { image: Some(id.clone()), untagged, deleted: vec![id.clone()] };
+    let mut removal = Removal { image: Some(id.clone()), untagged, ..Removal::default() };
+    delete_one(catalog, id, &mut removal);
+    delete_unnamed(catalog, &others, uses, &mut removal);
+    removal
+}
+
+/// Takes one image out of the catalog and says which trees no other image has.
+fn delete_one(catalog: &mut Catalog, id: &Digest, removal: &mut Removal) {
     if let Some(entry) = catalog.images.remove(id) {
+        removal.deleted.push(id.clone());
+        removal.gone.push(id.clone());
         let others: HashSet<Digest> =
             catalog.images.values().flat_map(|entry| chain_ids(&entry.layers)).collect();
         removal
             .deleted
             .extend(chain_ids(&entry.layers).into_iter().rev().filter(|chain| !others.contains(chain)));
     }
-    removal
 }
 
 /// The chain id of each of an image's trees, lowest first.
@@ -258,20 +311,41 @@ pub fn prune(
 ) -> Result<Pruned> {
     let used: HashSet<&Digest> = uses.iter().map(|container| &container.image).collect();
     let removals: Vec<Removal> = store.update_catalog(|catalog| {
+        let stays = catalog.images.iter().filter(|(id, entry)| used.contains(*id) || keep(id, entry));
+        let stays = together(catalog, stays.map(|(id, _)| id.clone()).collect());
         let unused: Vec<Digest> = catalog
             .images
-            .iter()
-            .filter(|(id, entry)| !used.contains(*id) && !keep(id, entry))
-            .map(|(id, _)| id.clone())
-            .filter(|id| all || catalog.names_of(id).next().is_none())
+            .keys()
+            .filter(|id| !stays.contains(*id) && (all || catalog.names_with(id).next().is_none()))
+            .cloned()
             .collect();
-        let delete_one = |id: &Digest| {
-            let names: Vec<String> = catalog.names_of(id).map(|(name, _)| name.to_owned()).collect();
-            delete(catalog, id, &names)
-        };
-        Ok::<_, StoreError>(unused.iter().map(delete_one).collect())
+        let mut removals = Vec::new();
+        for id in &unused {
+            // It may have gone with that of another platform.
+            if catalog.images.contains_key(id) {
+                let names: Vec<String> = catalog.names_of(id).map(|(name, _)| name.to_owned()).collect();
+                leave_others(catalog, id);
+                removals.push(delete(catalog, id, &names, uses));
+            }
+        }
+        Ok::<_, StoreError>(removals)
     })?;
     removals.iter().for_each(|removal| tell_removal(store, removal));
     let collected = store.collect()?.unwrap_or_default();
     Ok(Pruned { removals, reclaimed_bytes: collected.bytes })
+}
+
+/// Images, and those that a name stands for together with one of them.
+fn together(catalog: &Catalog, mut images: HashSet<Digest>) -> HashSet<Digest> {
+    loop {
+        let before = images.len();
+        for named in catalog.names.values().filter(|named| named.several.is_some()) {
+            if named.images().any(|id| images.contains(id)) {
+                images.extend(named.images().cloned());
+            }
+        }
+        if images.len() == before {
+            return images;
+        }
+    }
 }

@@ -20,11 +20,12 @@ use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
 
 use super::error::{ImageError, Result};
-use super::find::find;
+use super::find::{find_for, found};
+use super::platform::Platform;
 use super::reference::Reference;
-use super::several::{OCI_INDEX, Several, annotate_value, annotations_of};
+use super::several::{OCI_INDEX, annotate_value, annotations_of};
 use crate::id::Digest;
-use crate::store::{Catalog, ImageEntry, OCI_MANIFEST, Store};
+use crate::store::{Catalog, ImageEntry, OCI_MANIFEST, Several, Store};
 
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
@@ -47,14 +48,25 @@ pub enum SaveFormat {
     DockerDir,
 }
 
-/// Writes images, each asked for by a name or an id, as one archive to `out`. `path` is what
-/// messages call it. Under a name only that name is saved, under an id none.
+/// What is written, and how.
+#[derive(Clone, Debug)]
+pub struct Wanted<'a> {
+    /// Names and ids. Under a name only that name is saved, under an id none.
+    pub texts: &'a [String],
+    /// How it is written.
+    pub format: SaveFormat,
+    /// Of what stands for several platforms this one alone.
+    pub platform: Option<Platform>,
+}
+
+/// Writes images as one archive to `out`. `path` is what messages call it. What a name stands for is written with
+/// all platforms, joined by an index; what other tools read of a docker-archive is this machine's.
 ///
 /// # Errors
 /// There is no such image; the archive cannot be written.
-pub fn save(store: &Store, texts: &[String], format: SaveFormat, out: &mut File, path: &Path) -> Result<()> {
+pub fn save(store: &Store, wanted: &Wanted<'_>, out: &mut File, path: &Path) -> Result<()> {
     let mut tar = TarWriter { out };
-    write(store, texts, format, &mut tar, path)?;
+    write(store, wanted, &mut tar, path)?;
     // Two blocks of zeros end an archive (pax(1), ustar interchange format).
     out.write_all(&[0; 1024]).map_err(|source| ImageError::Write { path: path.to_owned(), source })
 }
@@ -63,11 +75,11 @@ pub fn save(store: &Store, texts: &[String], format: SaveFormat, out: &mut File,
 ///
 /// # Errors
 /// As [`save`]; of a docker-dir, more than one image.
-pub fn save_directory(store: &Store, texts: &[String], format: SaveFormat, path: &Path) -> Result<()> {
+pub fn save_directory(store: &Store, wanted: &Wanted<'_>, path: &Path) -> Result<()> {
     let failed = |source| ImageError::Write { path: path.to_owned(), source };
     DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed)?;
     let mut directory = DirectoryWriter { root: path.to_owned() };
-    write(store, texts, format, &mut directory, path)
+    write(store, wanted, &mut directory, path)
 }
 
 /// Writes images as one, an index over them, as an OCI archive to `out`. The caller holds the content lock.
@@ -112,99 +124,71 @@ fn write_several(
     let mut writer = Writer { store, target, path, written: HashSet::new() };
     writer.target.directory("blobs/").map_err(failed)?;
     writer.target.directory("blobs/sha256/").map_err(failed)?;
-    let mut manifests = Vec::new();
-    for member in &several.members {
-        let bytes = writer.image(&member.id, entry_of(&catalog, &member.id)?, false)?;
-        manifests.push((Digest::from_bytes(&Sha256::digest(&bytes).into()), bytes.len() as u64));
-    }
-    // One alone is its manifest, several are an index.
-    let mut descriptor = match (&several.members[..], &manifests[..]) {
-        ([member], [(digest, size)]) => {
-            let mut one = json!({ "mediaType": OCI_MANIFEST, "digest": digest, "size": size });
-            annotate_value(&mut one, &member.annotations);
-            one
-        }
-        _ => {
-            let bytes = several.index(store, &manifests)?;
-            let digest = Digest::from_bytes(&Sha256::digest(&bytes).into());
-            writer.target.file(&blob_path(&digest), &bytes).map_err(failed)?;
-            let mut index = json!({ "mediaType": OCI_INDEX, "digest": digest, "size": bytes.len() });
-            annotate_value(&mut index, &several.descriptor);
-            index
-        }
-    };
-    let mut descriptors = Vec::new();
-    for name in names {
-        descriptor["annotations"]["io.containerd.image.name"] = json!(name.to_string());
-        descriptor["annotations"]["org.opencontainers.image.ref.name"] = json!(name.to_string());
-        descriptors.push(descriptor.clone());
-    }
-    if names.is_empty() {
-        descriptors.push(descriptor);
-    }
-    let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": descriptors });
+    let descriptor = writer.joined(&catalog, several, false)?;
+    let index = json!({
+        "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": described(&descriptor, names, false),
+    });
     writer.target.file("index.json", index.to_string().as_bytes()).map_err(failed)?;
     writer.target.file("oci-layout", OCI_LAYOUT).map_err(failed)
 }
 
-fn write(
-    store: &Store,
-    texts: &[String],
-    format: SaveFormat,
-    target: &mut dyn Target,
-    path: &Path,
-) -> Result<()> {
+fn write(store: &Store, wanted: &Wanted<'_>, target: &mut dyn Target, path: &Path) -> Result<()> {
     let _lock = store.lock_content()?;
     let catalog = store.catalog()?;
-    let images = chosen(&catalog, texts)?;
+    let images = chosen(store, &catalog, wanted)?;
     let mut writer = Writer { store, target, path, written: HashSet::new() };
-    match (format, &images[..]) {
-        (SaveFormat::DockerDir, [(id, _)]) => writer.docker_directory(&catalog, id),
+    match (wanted.format, &images[..]) {
+        (SaveFormat::DockerDir, [one]) => writer.docker_directory(&catalog, &one.id),
         (SaveFormat::DockerDir, _) => Err(ImageError::OneImageOnly { path: path.to_owned() }),
         (SaveFormat::DockerArchive, _) => writer.layout(&catalog, &images, true),
         (SaveFormat::OciArchive | SaveFormat::OciDir, _) => writer.layout(&catalog, &images, false),
     }?;
-    images.iter().for_each(|(id, _)| super::told::tell(store, "save", id));
+    images.iter().for_each(|one| super::told::tell(store, "save", &one.id));
     Ok(())
 }
 
-/// The images that were asked for, in that order, each with the names under which it was.
-fn chosen(catalog: &Catalog, texts: &[String]) -> Result<Vec<(Digest, Vec<Reference>)>> {
-    let mut images: Vec<(Digest, Vec<Reference>)> = Vec::new();
-    for text in texts {
-        let id = find(catalog, text)?;
-        let place = match images.iter().position(|(known, _)| *known == id) {
+/// An image that was asked for, with the names under which it was, and what they stand for besides.
+struct Chosen {
+    id: Digest,
+    several: Option<Several>,
+    names: Vec<Reference>,
+}
+
+/// The images that were asked for, in that order.
+fn chosen(store: &Store, catalog: &Catalog, wanted: &Wanted<'_>) -> Result<Vec<Chosen>> {
+    let mut images: Vec<Chosen> = Vec::new();
+    for text in wanted.texts {
+        let id = find_for(store, catalog, text, wanted.platform.as_ref())?;
+        let (_, entry) = found(catalog, text)?;
+        let several = entry.filter(|_| wanted.platform.is_none()).and_then(|entry| entry.several.clone());
+        let place = match images.iter().position(|known| known.id == id && known.several == several) {
             Some(place) => place,
             None => {
-                images.push((id, Vec::new()));
+                images.push(Chosen { id, several, names: Vec::new() });
                 images.len() - 1
             }
         };
-        let (id, names) = &mut images[place];
+        let Chosen { id, names, .. } = &mut images[place];
         // A short id reads like a name: it is one only where the catalog has it.
         let named = text.parse::<Reference>().ok().map(Reference::with_default_tag);
-        let named =
-            named.filter(|name| catalog.names.get(&name.to_string()).is_some_and(|entry| entry.image == *id));
+        let named = named.filter(|name| {
+            catalog.names.get(&name.to_string()).is_some_and(|entry| entry.images().any(|one| one == id))
+        });
         names.extend(named.filter(|name| !names.contains(name)));
     }
     Ok(images)
 }
 
-fn described(entry: &ImageEntry, manifest: &[u8], names: &[Reference], with_docker: bool) -> Vec<Value> {
-    let digest = Digest::from_bytes(&Sha256::digest(manifest).into());
-    let descriptor = json!({
-        "mediaType": OCI_MANIFEST, "digest": digest, "size": manifest.len(),
-        "platform": { "architecture": entry.architecture, "os": entry.os },
-    });
+/// A descriptor under each of its names.
+fn described(descriptor: &Value, names: &[Reference], with_docker: bool) -> Vec<Value> {
     if names.is_empty() {
-        return vec![descriptor];
+        return vec![descriptor.clone()];
     }
     let named = |name: &Reference| {
         let tag = if with_docker { name.tag().unwrap_or_default().to_owned() } else { name.to_string() };
         let mut descriptor = descriptor.clone();
-        descriptor["annotations"] = json!({
-            "io.containerd.image.name": name.to_string(), "org.opencontainers.image.ref.name": tag,
-        });
+        descriptor["annotations"]["io.containerd.image.name"] = json!(name.to_string());
+        descriptor["annotations"]["org.opencontainers.image.ref.name"] = json!(tag);
         descriptor
     };
     names.iter().map(named).collect()
@@ -232,12 +216,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn layout(
-        &mut self,
-        catalog: &Catalog,
-        images: &[(Digest, Vec<Reference>)],
-        with_docker: bool,
-    ) -> Result<()> {
+    fn layout(&mut self, catalog: &Catalog, images: &[Chosen], with_docker: bool) -> Result<()> {
         let path = self.path.to_owned();
         let failed = |source| ImageError::Write { path: path.clone(), source };
         let mut manifest = Vec::new();
@@ -245,14 +224,24 @@ impl Writer<'_> {
         let mut repositories: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
         self.target.directory("blobs/").map_err(failed)?;
         self.target.directory("blobs/sha256/").map_err(failed)?;
-        for (id, names) in images {
+        for Chosen { id, several, names } in images {
             let entry = entry_of(catalog, id)?;
-            let bytes = self.image(id, entry, with_docker)?;
+            let descriptor = match several {
+                Some(several) => self.joined(catalog, several, with_docker)?,
+                None => {
+                    let bytes = self.image(id, entry, with_docker)?;
+                    let digest = Digest::from_bytes(&Sha256::digest(&bytes).into());
+                    json!({
+                        "mediaType": OCI_MANIFEST, "digest": digest, "size": bytes.len(),
+                        "platform": { "architecture": entry.architecture, "os": entry.os },
+                    })
+                }
+            };
             let layers: Vec<String> = entry.layers.iter().map(blob_path).collect();
             // Whole names: podman takes a short one for an image of no registry.
             let tags: Vec<String> = names.iter().map(ToString::to_string).collect();
             manifest.push(json!({ "Config": blob_path(id), "RepoTags": tags, "Layers": layers }));
-            descriptors.extend(described(entry, &bytes, names, with_docker));
+            descriptors.extend(described(&descriptor, names, with_docker));
             for name in names {
                 let top = entry.layers.last().map_or(String::new(), |layer| layer.hex().to_owned());
                 let tags = repositories.entry(name.familiar_repository()).or_default();
@@ -271,6 +260,31 @@ impl Writer<'_> {
             self.target.file("repositories", json!(repositories).to_string().as_bytes()).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Writes images of several platforms and the index over them, and gives its descriptor. One alone is its
+    /// manifest.
+    fn joined(&mut self, catalog: &Catalog, several: &Several, with_docker: bool) -> Result<Value> {
+        let mut manifests = Vec::new();
+        for member in &several.members {
+            let bytes = self.image(&member.id, entry_of(catalog, &member.id)?, with_docker)?;
+            manifests.push((Digest::from_bytes(&Sha256::digest(&bytes).into()), bytes.len() as u64));
+        }
+        if let ([member], [(digest, size)]) = (&several.members[..], &manifests[..]) {
+            let mut one = json!({ "mediaType": OCI_MANIFEST, "digest": digest, "size": size });
+            annotate_value(&mut one, &member.annotations);
+            return Ok(one);
+        }
+        let bytes = several.index(self.store, &manifests)?;
+        let digest = Digest::from_bytes(&Sha256::digest(&bytes).into());
+        if self.written.insert(digest.clone()) {
+            self.target
+                .file(&blob_path(&digest), &bytes)
+                .map_err(|source| ImageError::Write { path: self.path.to_owned(), source })?;
+        }
+        let mut index = json!({ "mediaType": OCI_INDEX, "digest": digest, "size": bytes.len() });
+        annotate_value(&mut index, &several.descriptor);
+        Ok(index)
     }
 
     /// Writes all of an image, and gives its manifest.

@@ -1,7 +1,8 @@
 //! One image for several platforms: an index over the images of a build, and annotations.
 //!
-//! The store has an image a platform. What joins them, an OCI image index, is written where it is
-//! wanted: into a registry (`registry::push_several`) or a layout (`save_several`).
+//! The store has an image a platform, and a name that stands for all of them (`store::NameEntry`). What joins
+//! them elsewhere, an OCI image index, is written where it is wanted: into a registry (`registry::push`) or a
+//! layout (`save`).
 
 use std::collections::BTreeMap;
 
@@ -10,33 +11,14 @@ use serde_json::{Value, json};
 use super::commit::base_config;
 use super::error::{ImageError, Result};
 use super::platform::Platform;
+use super::reference::Reference;
 use crate::id::Digest;
-use crate::store::{OCI_MANIFEST, Store, StoreError};
+use crate::store::{NameEntry, OCI_MANIFEST, Several, Store, StoreError};
 
 pub(super) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// Annotations by key (image-spec, annotations.md).
 pub type Annotations = BTreeMap<String, String>;
-
-/// An image of several.
-#[derive(Clone, Debug)]
-pub struct Member {
-    /// Its id.
-    pub id: Digest,
-    /// Of its descriptor in the index.
-    pub annotations: Annotations,
-}
-
-/// Images that are to be one.
-#[derive(Clone, Debug, Default)]
-pub struct Several {
-    /// One a platform, in the order that was asked for.
-    pub members: Vec<Member>,
-    /// Of the index.
-    pub annotations: Annotations,
-    /// Of the index's descriptor in a layout.
-    pub descriptor: Annotations,
-}
 
 impl Several {
     /// The index over manifests, one a member.
@@ -54,6 +36,27 @@ impl Several {
         annotate_value(&mut index, &self.annotations);
         Ok(index.to_string().into_bytes())
     }
+}
+
+/// Has names stand for images of several platforms, `own` for those who ask for none. The caller holds the content
+/// lock.
+///
+/// # Errors
+/// One of the images is not there any more; the store fails.
+pub fn name_several(store: &Store, names: &[Reference], several: &Several, own: &Digest) -> Result<()> {
+    store.update_catalog(|catalog| {
+        let gone = several.members.iter().find(|member| !catalog.images.contains_key(&member.id));
+        if let Some(gone) = gone {
+            return Err(ImageError::NotFound(gone.id.to_string()));
+        }
+        for name in names {
+            let entry = NameEntry { image: own.clone(), digest: None, several: Some(several.clone()) };
+            catalog.names.insert(name.to_string(), entry);
+        }
+        Ok(())
+    })?;
+    names.iter().for_each(|name| super::tell_tag(store, own, name));
+    Ok(())
 }
 
 /// A platform as descriptors have it.

@@ -508,7 +508,7 @@ fn removal_follows_dockers_rules() {
     let untagged = remove(&world.store, "x:1", false, &user(false)).unwrap();
     assert_eq!(
         untagged,
-        Removal { image: Some(id.clone()), untagged: vec!["x:1".to_owned()], deleted: Vec::new() }
+        Removal { image: Some(id.clone()), untagged: vec!["x:1".to_owned()], ..Removal::default() }
     );
     assert_eq!(
         refused("y:1", false, &user(false)),
@@ -534,7 +534,8 @@ fn removal_follows_dockers_rules() {
         Removal {
             image: Some(id.clone()),
             untagged: vec!["y:1".to_owned()],
-            deleted: vec![id.clone(), chain.clone()]
+            deleted: vec![id.clone(), chain.clone()],
+            gone: vec![id.clone()],
         }
     );
 
@@ -542,7 +543,12 @@ fn removal_follows_dockers_rules() {
     let removed = remove(&world.store, short, false, &[]).unwrap();
     assert_eq!(
         removed,
-        Removal { image: Some(id.clone()), untagged: vec!["x:1".to_owned()], deleted: vec![id, chain] }
+        Removal {
+            image: Some(id.clone()),
+            untagged: vec!["x:1".to_owned()],
+            gone: vec![id.clone()],
+            deleted: vec![id, chain],
+        }
     );
     for directory in ["layers", "merged", "blobs/sha256", "tmp"] {
         assert_eq!(world.count(directory), 0, "{directory}");
@@ -597,7 +603,8 @@ fn what_is_saved_loads_again_byte_for_byte() {
     let path = world.dir.path().join("saved.tar");
     let save_to = |path: &Path| {
         let texts = ["x:1", "x:2", "y:2"].map(str::to_owned);
-        save(&world.store, &texts, SaveFormat::default(), &mut File::create(path).unwrap(), path).unwrap();
+        let wanted = SaveWanted { texts: &texts, format: SaveFormat::default(), platform: None };
+        save(&world.store, &wanted, &mut File::create(path).unwrap(), path).unwrap();
         fs::read(path).unwrap()
     };
     let bytes = save_to(&path);

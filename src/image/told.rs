@@ -16,7 +16,7 @@ pub fn tell(store: &Store, action: &str, id: &Digest) {
 }
 
 /// Tells of a new name.
-pub(super) fn tell_tag(store: &Store, id: &Digest, name: &Reference) {
+pub fn tell_tag(store: &Store, id: &Digest, name: &Reference) {
     emit(store, "tag", id, id.as_str(), &name.familiar());
 }
 

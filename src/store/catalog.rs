@@ -65,16 +65,65 @@ pub struct ImageEntry {
 pub struct NameEntry {
     /// The image.
     pub image: Digest,
-    /// Digest of the manifest that the image came with under this name, if it came with one.
+    /// Digest of the manifest or index that the image came with under this name, if it came with one.
     pub digest: Option<Digest>,
+    /// Of a name that stands for images of several platforms: all of them, `image` among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub several: Option<Several>,
+}
+
+impl NameEntry {
+    /// A name of one image.
+    #[must_use]
+    pub fn of(image: Digest, digest: Option<Digest>) -> Self {
+        Self { image, digest, several: None }
+    }
+
+    /// The images that it stands for.
+    pub fn images(&self) -> impl Iterator<Item = &Digest> {
+        let members = self.several.iter().flat_map(|several| &several.members);
+        let others = members.map(|member| &member.id).filter(|id| **id != self.image);
+        std::iter::once(&self.image).chain(others)
+    }
+}
+
+/// Images of several platforms that are one, and what is said of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Several {
+    /// One a platform, in the order that was asked for.
+    pub members: Vec<Member>,
+    /// Annotations of the index.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// Annotations of the index's descriptor in a layout.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub descriptor: BTreeMap<String, String>,
+}
+
+/// An image of several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its id.
+    pub id: Digest,
+    /// Annotations of its descriptor in the index.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Catalog {
-    /// Names of an image, sorted.
+    /// Names of an image, sorted: those by which it is found where no platform is asked for.
     pub fn names_of<'a>(&'a self, image: &'a Digest) -> impl Iterator<Item = (&'a str, &'a NameEntry)> {
         self.names
             .iter()
             .filter(move |(_, entry)| entry.image == *image)
+            .map(|(name, entry)| (name.as_str(), entry))
+    }
+
+    /// Names that stand for an image, for it alone or among those of other platforms; sorted.
+    pub fn names_with<'a>(&'a self, image: &'a Digest) -> impl Iterator<Item = (&'a str, &'a NameEntry)> {
+        self.names
+            .iter()
+            .filter(move |(_, entry)| entry.images().any(|id| id == image))
             .map(|(name, entry)| (name.as_str(), entry))
     }
 
@@ -220,10 +269,7 @@ mod tests {
         store
             .update_catalog(|catalog| {
                 catalog.images.insert(id.clone(), entry(2));
-                catalog.names.insert(
-                    "docker.io/library/a:1".to_owned(),
-                    NameEntry { image: id.clone(), digest: None },
-                );
+                catalog.names.insert("docker.io/library/a:1".to_owned(), NameEntry::of(id.clone(), None));
                 Ok::<_, StoreError>(())
             })
             .unwrap();

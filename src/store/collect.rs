@@ -341,7 +341,7 @@ pub(super) mod tests {
                     os: String::new(),
                 };
                 catalog.images.insert(id.clone(), entry);
-                catalog.names.insert(name.to_owned(), NameEntry { image: id.clone(), digest: None });
+                catalog.names.insert(name.to_owned(), NameEntry::of(id.clone(), None));
                 Ok::<_, StoreError>(())
             })
             .unwrap();

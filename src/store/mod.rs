@@ -79,7 +79,7 @@ mod verify;
 pub mod volumes;
 
 pub use build_cache::{CacheMount, CachedStep, StepRecord};
-pub use catalog::{Catalog, ImageEntry, NameEntry, OCI_MANIFEST};
+pub use catalog::{Catalog, ImageEntry, Member, NameEntry, OCI_MANIFEST, Several};
 pub use collect::{Collected, DiskUsage};
 
 pub use content::{LayerWriter, NewBlob, StoredLayer, chain_id};

@@ -237,7 +237,7 @@ impl Store {
                     wanted.blobs.entry(digest).or_default().insert((*id).clone());
                 }
             }
-            for digest in catalog.names_of(id).filter_map(|(_, name)| name.digest.clone()) {
+            for digest in catalog.names_with(id).filter_map(|(_, name)| name.digest.clone()) {
                 wanted.blobs.entry(digest).or_default().insert((*id).clone());
             }
         }

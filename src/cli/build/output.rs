@@ -10,7 +10,7 @@ use crate::build::{write_files, write_tar};
 use crate::cli::progress::Show;
 use crate::cli::{CliError, Exit};
 use crate::id::Digest;
-use crate::image::{self, SaveFormat, registry};
+use crate::image::{self, SaveFormat, SaveWanted, registry};
 use crate::store::Store;
 
 /// One `--output`.
@@ -205,8 +205,8 @@ impl Output {
                 let id = result.several.members.first().map(|member| member.id.to_string());
                 let names = name.or(id).into_iter().collect::<Vec<_>>();
                 let (mut file, path) = self.open()?;
-                image::save(store, &names, SaveFormat::DockerArchive, &mut file, &path)
-                    .map_err(image_problem)?;
+                let wanted = SaveWanted { texts: &names, format: SaveFormat::DockerArchive, platform: None };
+                image::save(store, &wanted, &mut file, &path).map_err(image_problem)?;
             }
             Kind::Docker | Kind::Image => {}
         }
@@ -214,11 +214,7 @@ impl Output {
         if self.push {
             for name in &result.names {
                 let show = Show::of_push(quiet);
-                let pushed = if result.builds.len() > 1 {
-                    registry::push_several(store, name, &result.several, &show).map(|pushed| vec![pushed])
-                } else {
-                    registry::push(store, &name.to_string(), false, None, &show)
-                };
+                let pushed = registry::push(store, &name.to_string(), &registry::Choice::default(), &show);
                 show.finish();
                 digest = pushed.map_err(image_problem)?.into_iter().next().map(|pushed| pushed.digest);
             }

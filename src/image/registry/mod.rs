@@ -41,7 +41,7 @@ pub use artifact::{Artifact, fetch_artifacts, fetch_layer, push_artifact};
 pub use error::RegistryError;
 pub use file::{RemoteFile, is_address, open};
 pub use pull::{PullOptions, pull};
-pub use push::{Format, Pushed, compress, push, push_several};
+pub use push::{Choice, Format, Pushed, compress, push};
 pub use repair::repair;
 pub use secret::Secret;
 

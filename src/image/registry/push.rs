@@ -20,9 +20,9 @@ use super::error::RegistryError;
 use super::upload::Upload;
 use super::{LayerEvent, PARALLEL_LAYERS, Progress, Session};
 use crate::id::Digest;
-use crate::image::several::{OCI_INDEX, Several, annotate_value, annotations_of};
-use crate::image::{ImageError, Reference, find::by_name, intact, told};
-use crate::store::{Catalog, ImageEntry, OCI_MANIFEST, Settings, Store, StoreError};
+use crate::image::several::{OCI_INDEX, annotate_value, annotations_of};
+use crate::image::{ImageError, Platform, Reference, find::named, find_for, intact, told};
+use crate::store::{Catalog, ImageEntry, Member, OCI_MANIFEST, Settings, Several, Store, StoreError};
 
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// zlib's own compromise, and docker's.
@@ -63,22 +63,33 @@ pub struct Pushed {
     pub size: u64,
 }
 
-/// Pushes one image, or all tags of a repository. With a format, layers are compressed anew in it.
+/// What of a name is pushed, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Choice {
+    /// All tags of the repository.
+    pub all_tags: bool,
+    /// Of a name that stands for several platforms the image for this one; it alone.
+    pub platform: Option<Platform>,
+    /// Layers are compressed anew in it.
+    pub format: Option<Format>,
+}
+
+/// Pushes one image, or all tags of a repository. A name that stands for images of several platforms is pushed
+/// with all of them, and the index over them.
 ///
 /// # Errors
 /// There is no such image; the registry does not take it; the store fails.
 pub fn push(
     store: &Store,
     text: &str,
-    all: bool,
-    format: Option<Format>,
+    choice: &Choice,
     progress: &dyn Progress,
 ) -> Result<Vec<Pushed>, ImageError> {
     let reference: Reference = text.parse()?;
     let session = Session::new()?;
     let lock = store.lock_content()?;
     let catalog = store.catalog()?;
-    let names = if all {
+    let names = if choice.all_tags {
         if reference.tag().is_some() || reference.digest().is_some() {
             return Err(ImageError::TagWithAllTags);
         }
@@ -97,11 +108,16 @@ pub fn push(
     progress.image(&reference);
     let mut pushed = Vec::new();
     for name in names {
-        let id = by_name(&catalog, &name).ok_or_else(|| ImageError::NotTagged(name.familiar_repository()))?;
-        let entry =
-            catalog.images.get(&id).ok_or_else(|| ImageError::NotTagged(name.familiar_repository()))?;
+        let missing = || ImageError::NotTagged(name.familiar_repository());
+        let named = named(&catalog, &name).ok_or_else(missing)?;
         let push = Push { store, client: &client, catalog: &catalog, name: &name, progress };
-        pushed.push(push.image(&id, entry, format)?);
+        pushed.push(match (&choice.platform, &named.several) {
+            (None, Some(several)) => push.several(&named.image, several, choice.format)?,
+            (platform, _) => {
+                let id = find_for(store, &catalog, &name.to_string(), platform.as_ref())?;
+                push.image(&id, catalog.images.get(&id).ok_or_else(missing)?, choice.format)?
+            }
+        });
     }
     drop(lock);
     if !Settings::current().keep_compressed {
@@ -109,39 +125,6 @@ pub fn push(
         let _ = store.collect();
     }
     Ok(pushed)
-}
-
-/// Pushes images as one, under a name. The caller holds the content lock.
-///
-/// # Errors
-/// As [`push`].
-pub fn push_several(
-    store: &Store,
-    name: &Reference,
-    several: &Several,
-    progress: &dyn Progress,
-) -> Result<Pushed, ImageError> {
-    let session = Session::new()?;
-    let catalog = store.catalog()?;
-    let place = session.settings.push_place(name)?;
-    let auth = session.auth(name, &place)?;
-    let client = session.client(&auth, &place, name)?;
-    progress.image(name);
-    let push = Push { store, client: &client, catalog: &catalog, name, progress };
-    let mut manifests = Vec::new();
-    for member in &several.members {
-        let id = &member.id;
-        let entry = catalog.images.get(id).ok_or_else(|| ImageError::NotFound(id.to_string()))?;
-        let (outgoing, digest) = push.content(id, entry, None)?;
-        client.put_manifest(digest.as_str(), &outgoing.media_type, &outgoing.bytes, &name.familiar())?;
-        push.record(id, &outgoing, &digest)?;
-        manifests.push((digest, outgoing.bytes.len() as u64));
-    }
-    let bytes = several.index(store, &manifests)?;
-    let digest = Digest::from_bytes(&Sha256::digest(&bytes).into());
-    let tag = name.tag().map_or_else(|| digest.to_string(), str::to_owned);
-    client.put_manifest(&tag, OCI_INDEX, &bytes, &name.familiar())?;
-    Ok(Pushed { name: name.clone(), digest, size: bytes.len() as u64 })
 }
 
 /// A manifest on its way, with what it refers to.
@@ -183,6 +166,32 @@ impl Push<'_> {
         self.record(id, &outgoing, &digest)?;
         told::tell_transfer(self.store, "push", id, self.name);
         Ok(Pushed { name: self.name.clone(), digest, size: outgoing.bytes.len() as u64 })
+    }
+
+    /// Pushes images of several platforms as one, each by its digest and the index over them by the tag.
+    fn several(&self, own: &Digest, several: &Several, format: Option<Format>) -> Result<Pushed, ImageError> {
+        let familiar = self.name.familiar();
+        let mut manifests = Vec::new();
+        for Member { id, .. } in &several.members {
+            let entry = self.catalog.images.get(id).ok_or_else(|| ImageError::NotFound(id.to_string()))?;
+            let (outgoing, digest) = self.content(id, entry, format)?;
+            self.client.put_manifest(digest.as_str(), &outgoing.media_type, &outgoing.bytes, &familiar)?;
+            self.record(id, &outgoing, &digest)?;
+            manifests.push((digest, outgoing.bytes.len() as u64));
+        }
+        let bytes = several.index(self.store, &manifests)?;
+        let digest = self.store.put_blob(&bytes)?;
+        let tag = self.name.tag().map_or_else(|| digest.to_string(), str::to_owned);
+        self.client.put_manifest(&tag, OCI_INDEX, &bytes, &familiar)?;
+        self.store.update_catalog(|catalog| {
+            let named = catalog.names.get_mut(&self.name.to_string());
+            if let Some(named) = named.filter(|named| named.several.as_ref() == Some(several)) {
+                named.digest = Some(digest.clone());
+            }
+            Ok::<_, StoreError>(())
+        })?;
+        told::tell_transfer(self.store, "push", own, self.name);
+        Ok(Pushed { name: self.name.clone(), digest, size: bytes.len() as u64 })
     }
 
     /// Brings all of an image but its manifest to the registry; gives that, and its digest.
@@ -311,8 +320,10 @@ impl Push<'_> {
     fn record(&self, id: &Digest, outgoing: &Outgoing, digest: &Digest) -> Result<(), ImageError> {
         self.store.put_blob(&outgoing.bytes)?;
         self.store.update_catalog(|catalog| {
-            if let Some(named) =
-                catalog.names.get_mut(&self.name.to_string()).filter(|named| named.image == *id)
+            if let Some(named) = catalog
+                .names
+                .get_mut(&self.name.to_string())
+                .filter(|named| named.images().any(|one| one == id))
             {
                 named.digest = Some(digest.clone());
             }

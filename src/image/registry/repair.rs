@@ -58,7 +58,7 @@ fn sources<'a>(catalog: &'a Catalog, problem: &'a Problem) -> Vec<Origin<'a>> {
     for image in &problem.images {
         let Some(entry) = catalog.images.get(image) else { continue };
         // Without a digest it did not come from a registry.
-        let names = catalog.names_of(image).filter(|(_, named)| named.digest.is_some());
+        let names = catalog.names_with(image).filter(|(_, named)| named.digest.is_some());
         let names = names.filter_map(|(name, _)| name.parse().ok());
         found.extend(names.map(|name| Origin { name, entry, image }));
     }

@@ -57,12 +57,147 @@ fn an_index_joins_the_images_of_all_platforms() {
     assert_eq!(platforms, ["P=linux/amd64", "P=linux/arm64", "P=linux/arm/v7"]);
     // What was written is read again, each platform as it is asked for.
     h.run(&format!("pull -q --platform linux/arm/v7 oci:{}", layout.display())).ok();
-    // The store tells them apart by their tags.
-    let listed = h.run("images --format {{.Repository}}:{{.Tag}}").ok().out();
-    assert!(listed.contains("x:latest-linux-arm-v7"), "{listed}");
     let files = h.scratch("files");
     build(&h, "x", &dir, &format!("{PLATFORMS} --output type=local,dest={}", files.display()));
     assert_eq!(fs::read_to_string(files.join("linux_arm64/p")).unwrap(), "linux/arm64\n");
+}
+
+/// What a manifest in a registry's own directory says.
+fn pushed(h: &Hostel, digest: &str) -> Value {
+    let hex = digest.trim_start_matches("sha256:");
+    let place = format!("registry/data/docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]);
+    json_of(&h.place("scratch").join(place))
+}
+
+/// The digest that `push` prints.
+fn digest_of_push(told: &str) -> String {
+    let line = told.lines().find(|line| line.contains(": digest: ")).unwrap();
+    line.split_whitespace().find(|word| word.starts_with("sha256:")).unwrap().to_owned()
+}
+
+fn architectures(index: &Value) -> Vec<&str> {
+    let manifests = index["manifests"].as_array().unwrap();
+    manifests.iter().map(|one| one["platform"]["architecture"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn a_name_stands_for_the_images_of_all_platforms() {
+    let Some(h) = Hostel::new() else { return };
+    let dir = context(&h, "c", &[("Dockerfile", TEXT)]);
+    build(&h, "x:1", &dir, PLATFORMS);
+    let variable = |flags: &str| {
+        let told = h.run(&format!("image inspect --format {{{{.Config.Env}}}} {flags}")).ok().out();
+        told.split("P=").nth(1).unwrap().trim_end_matches(&['"', ']', '\n'][..]).to_owned()
+    };
+    assert_eq!(variable("x:1"), "linux/amd64");
+    assert_eq!(variable("--platform linux/arm64 x:1"), "linux/arm64");
+    assert_eq!(variable("--platform linux/arm/v7 x:1"), "linux/arm/v7");
+    h.run("image inspect --platform linux/s390x x:1").code(1).stderr_has("linux/s390x");
+    // It is one image to those who list, and none of it is dangling.
+    let own = h.run("images --format {{.Repository}}:{{.Tag}}").ok().out();
+    assert_eq!(
+        own.lines().filter(|line| line.starts_with("x:") || line.contains("none")).count(),
+        1,
+        "{own}"
+    );
+    h.run("images -q --filter dangling=true").ok().stdout("");
+    h.run("image prune -f").ok();
+    assert_eq!(variable("--platform linux/arm64 x:1"), "linux/arm64");
+    // A container is made of the one that was asked for, without a look into a registry.
+    h.run("create --name cc --platform linux/arm64 x:1 /p").ok();
+    let image = h.run("inspect --format {{.Image}} cc").ok().out();
+    let foreign = h.run("image inspect --platform linux/arm64 --format {{.Id}} x:1").ok().out();
+    assert_eq!(image, foreign);
+    // A name of a name stands for the same.
+    h.run("tag x:1 y").ok();
+    h.run("rmi x:1").ok().stdout("Untagged: x:1\n");
+    assert_eq!(variable("--platform linux/arm/v7 y"), "linux/arm/v7");
+    h.run(&format!("rmi {}", foreign.trim())).code(1).stderr_has("used by");
+    h.run("rmi y").code(1).stderr_has("container");
+    h.run("rm cc").ok();
+    h.run(&format!("rmi {}", foreign.trim())).code(1).stderr_has("one of the platforms of y:latest");
+    let gone = h.run("rmi y").ok().out();
+    assert_eq!(gone.lines().filter(|line| line.starts_with("Deleted: ")).count(), 6, "{gone}");
+    h.run("image inspect --platform linux/arm64 y").code(1);
+    h.run("image verify").ok().has("nothing is wrong");
+}
+
+#[test]
+fn an_image_of_several_platforms_leaves_nothing() {
+    let h = Hostel::empty();
+    let dir = context(&h, "c", &[("Dockerfile", TEXT)]);
+    build(&h, "x", &dir, PLATFORMS);
+    // By force one of them goes, and the name stands for the others.
+    let foreign = h.run("image inspect --platform linux/arm64 --format {{.Id}} x").ok().out();
+    h.run(&format!("rmi -f {}", foreign.trim())).ok();
+    h.run("image inspect --platform linux/arm64 x").code(1);
+    h.run("image inspect --platform linux/arm/v7 x").ok();
+    h.run("image prune -af").ok().has("untagged: x:latest");
+    h.run("images -aq").ok().stdout("");
+    h.run("builder prune -af").ok();
+    for place in ["blobs/sha256", "layers", "merged"] {
+        let left = fs::read_dir(h.place("root").join(place)).unwrap().count();
+        assert_eq!(left, 0, "{place}");
+    }
+}
+
+#[test]
+fn an_image_of_several_platforms_is_saved_with_all_of_them() {
+    let h = Hostel::empty();
+    let dir = context(&h, "c", &[("Dockerfile", TEXT)]);
+    build(&h, "x:1", &dir, &format!("{PLATFORMS} --annotation index:a=b"));
+    let out = h.scratch("out");
+    let place = |name: &str| out.join(name).display().to_string();
+    h.run(&format!("save --format oci-dir -o {} x:1", place("all"))).ok();
+    let top = json_of(&out.join("all/index.json"));
+    assert_eq!(top["manifests"].as_array().unwrap().len(), 1);
+    let index = blob(&out.join("all"), &top["manifests"][0]);
+    assert_eq!(architectures(&index), ["amd64", "arm64", "arm"]);
+    assert_eq!(index["annotations"], json!({"a": "b"}));
+    h.run(&format!("save --format oci-dir --platform linux/arm64 -o {} x:1", place("one"))).ok();
+    let top = json_of(&out.join("one/index.json"));
+    assert_eq!(top["manifests"][0]["platform"]["architecture"], "arm64");
+    // Docker's form has all of them, too, and says which is this machine's to those who read it as it once was.
+    h.run(&format!("save -o {} x:1", place("d.tar"))).ok();
+    h.run("rmi x:1").ok();
+    h.run(&format!("load -i {}", place("d.tar"))).ok();
+    assert_eq!(config(&h, "x:1")["Architecture"], "amd64");
+    h.run(&format!("save --platform linux/arm64 -o {} x:1", place("no.tar")))
+        .code(1)
+        .stderr_has("linux/arm64");
+}
+
+#[test]
+fn a_push_after_the_build_sends_the_index() {
+    let h = Hostel::empty();
+    let Some(registry) = DockerRegistry::start(&h.scratch("registry"), "") else { return };
+    let dir = context(&h, "c", &[("Dockerfile", TEXT)]);
+    let name = format!("{}/later:1", registry.host());
+    build(&h, &name, &dir, PLATFORMS);
+    let told = h.run(&format!("push {name}")).ok().out();
+    let digest = digest_of_push(&told);
+    assert_eq!(architectures(&pushed(&h, &digest)), ["amd64", "arm64", "arm"]);
+    // The digest is the name's from then on, and stays with what is listed and verified.
+    let listed = h.run("images --digests --format {{.Digest}}").ok().out();
+    assert_eq!(listed.trim(), digest);
+    h.run(&format!("manifest inspect --insecure {name}")).ok().has("arm64").has("amd64");
+    h.run("image verify").ok().has("nothing is wrong");
+    // The same again gives the same.
+    assert_eq!(digest_of_push(&h.run(&format!("push {name}")).ok().out()), digest);
+    // One alone is a manifest.
+    let told = h.run(&format!("push --platform linux/arm64 {name}")).ok().out();
+    let one = pushed(&h, &digest_of_push(&told));
+    assert!(one["config"].is_object(), "{one}");
+    h.run(&format!("push --platform linux/s390x {name}")).code(1).stderr_has("linux/s390x");
+    // All tags: each as what it is.
+    h.run(&format!("tag {name} {}/later:2", registry.host())).ok();
+    let told = h.run(&format!("push -a {}/later", registry.host())).ok().out();
+    assert_eq!(told.matches(&digest).count(), 2, "{told}");
+    h.run(&format!("rmi {name} {}/later:2", registry.host())).ok();
+    for platform in ["linux/amd64", "linux/arm64", "linux/arm/v7"] {
+        h.run(&format!("pull -q --platform {platform} {name}")).ok();
+        assert_eq!(config(&h, &name)["Config"]["Env"][1], format!("P={platform}"));
+    }
 }
 
 #[test]
@@ -81,9 +216,8 @@ fn an_index_is_pushed() {
     let one = format!("{}/one:1", registry.host());
     build(&h, &one, &dir, &format!("--push --annotation a=1 --metadata-file {}", dir.join("told").display()));
     let told = json_of(&dir.join("told"));
-    let digest = told["containerimage.digest"].as_str().unwrap().trim_start_matches("sha256:").to_owned();
-    let place = format!("registry/data/docker/registry/v2/blobs/sha256/{}/{digest}/data", &digest[..2]);
-    assert_eq!(json_of(&h.place("scratch").join(place))["annotations"], json!({"a": "1"}));
+    let digest = told["containerimage.digest"].as_str().unwrap();
+    assert_eq!(pushed(&h, digest)["annotations"], json!({"a": "1"}));
 }
 
 #[test]
