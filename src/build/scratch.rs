@@ -63,6 +63,7 @@ impl Drop for Scratch {
 
 /// Removes what killed builds left; best effort, the next command tries again.
 pub fn sweep(store: &Store) {
+    store.sweep_step_turns();
     let Ok(parent) = store.build_directory() else { return };
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let path = entry.path();

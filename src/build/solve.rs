@@ -25,7 +25,7 @@ use crate::id::Digest;
 use crate::image::{self, Platform};
 use crate::plan::dockerfile::expand::Scope;
 use crate::plan::dockerfile::{self, Dockerfile, Instruction, Kind, Place};
-use crate::store::{CachedStep, Store};
+use crate::store::{CachedStep, StepTurn, Store};
 
 mod steps;
 
@@ -176,6 +176,10 @@ struct Running {
     history: String,
     place: Place,
     given: Option<Given>,
+    /// The right to do the step; with `--no-cache`, of those who want it at once, one has it and all do it.
+    turn: Option<StepTurn>,
+    /// The work, where the process only waits for another build that does the step.
+    waiting: Option<Box<(Instruction, Work)>>,
 }
 
 /// What an instruction asks to be done.
@@ -184,6 +188,14 @@ struct Work {
     /// Any of these keys stands for it; the first is what it is kept under, too.
     keys: Vec<Digest>,
     history: String,
+    /// What it has already, where it waited for another build: its step as it is shown, with its title, and its turn.
+    begun: Option<Begun>,
+}
+
+struct Begun {
+    vertex: usize,
+    title: String,
+    turn: Option<StepTurn>,
 }
 
 enum Job {
@@ -544,7 +556,17 @@ impl<'a> Solver<'a> {
 
     /// A step has given its layer.
     fn complete(&mut self, number: usize) -> Result<(), BuildError> {
-        let Some(running) = self.stages[number].worker.take() else { return Ok(()) };
+        let Some(mut running) = self.stages[number].worker.take() else { return Ok(()) };
+        if let Some(waiting) = running.waiting.take() {
+            let (instruction, mut work) = *waiting;
+            // The other build has done it, or failed: taking it on tells which.
+            running.worker.wait();
+            let turn = running.turn.take().and_then(StepTurn::after_waiting);
+            work.begun = Some(Begun { vertex: running.vertex, title: running.description, turn });
+            self.stages[number].waiting = Some(work);
+            self.stages[number].instructions.push_front((instruction, false));
+            return Ok(());
+        }
         let given = running.given.unwrap_or(Given { layer: None, bytes: 0 });
         let step = CachedStep {
             layer: given.layer.clone(),
@@ -555,6 +577,7 @@ impl<'a> Solver<'a> {
         for key in &running.keys {
             self.store.keep_step(key, &step)?;
         }
+        drop(running.turn.take());
         self.progress.done(running.vertex);
         // Its container is taken away meanwhile; its end is waited for when the build's is.
         self.tidying.push(running.worker);
@@ -586,7 +609,8 @@ impl<'a> Solver<'a> {
     }
 
     fn working(&self) -> usize {
-        self.stages.iter().filter(|stage| stage.worker.is_some()).count()
+        let is_working = |running: &Running| running.waiting.is_none();
+        self.stages.iter().filter(|stage| stage.worker.as_ref().is_some_and(is_working)).count()
     }
 
     /// Works through a stage as far as it goes without waiting. Whether anything was done.
@@ -796,7 +820,7 @@ impl<'a> Solver<'a> {
             let owner = owner(&owner_text, &image).unwrap_or((0, 0));
             missing_directories(self.store, &layers, path, owner, self.now.as_second())?
         };
-        Ok(Work { job: Job::Layer(made), keys: vec![key], history: told.to_owned() })
+        Ok(Work { job: Job::Layer(made), keys: vec![key], history: told.to_owned(), begun: None })
     }
 
     /// With SOURCE_DATE_EPOCH what is made has its time, so that it is part of the key.
@@ -841,11 +865,13 @@ impl<'a> Solver<'a> {
         if known.is_none() && !matches!(work.job, Job::Layer(_)) && self.working() >= self.limit {
             return Ok(Some(work));
         }
-        let Work { job, keys, history } = work;
-        self.stages[number].shown += 1;
-        let text = instruction.text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let title = self.title(number, &text);
-        let vertex = self.progress.start(&title);
+        let Work { job, keys, history, begun } = work;
+        let Begun { vertex, title, turn } = begun.unwrap_or_else(|| {
+            self.stages[number].shown += 1;
+            let text = instruction.text.split_whitespace().collect::<Vec<_>>().join(" ");
+            let title = self.title(number, &text);
+            Begun { vertex: self.progress.start(&title), title, turn: None }
+        });
         if let Some(step) = known {
             for key in &keys {
                 // Whichever found it: all of them stand for it now.
@@ -856,6 +882,31 @@ impl<'a> Solver<'a> {
             self.progress.cached(vertex);
             self.steps.push((number, keys, step.clone()));
             self.apply(number, &step, &history);
+            return Ok(None);
+        }
+        let mut turn = match (&job, turn, keys.first()) {
+            (Job::Layer(_), ..) | (_, None, None) => None,
+            (_, Some(turn), _) => Some(turn),
+            (_, None, Some(key)) => Some(self.store.step_turn(key)?),
+        };
+        let no_cache = self.stages[number].no_cache;
+        if let Some(turn) = turn.take_if(|turn| !turn.is_ours() && !no_cache) {
+            self.progress.status(vertex, "waiting for another build that does this step");
+            let worker = Worker::start(|mouth| {
+                turn.wait()?;
+                Ok(mouth.done(&Given { layer: None, bytes: 0 })?)
+            });
+            self.stages[number].worker = Some(Running {
+                worker: worker.map_err(at)?,
+                vertex,
+                keys: Vec::new(),
+                description: title,
+                history: String::new(),
+                place,
+                given: None,
+                turn: Some(turn),
+                waiting: Some(Box::new((instruction.clone(), Work { job, keys, history, begun: None }))),
+            });
             return Ok(None);
         }
         let (store, scratch) = (self.store, self.scratch.path().to_owned());
@@ -893,8 +944,17 @@ impl<'a> Solver<'a> {
             }),
         };
         let worker = worker.map_err(at)?;
-        self.stages[number].worker =
-            Some(Running { worker, vertex, keys, description: title, history, place, given: None });
+        self.stages[number].worker = Some(Running {
+            worker,
+            vertex,
+            keys,
+            description: title,
+            history,
+            place,
+            given: None,
+            turn,
+            waiting: None,
+        });
         Ok(None)
     }
 

@@ -4,6 +4,7 @@
 //! builds/steps/<hex>       what a step gave, named for the digest of all that it depends on
 //! builds/mounts/<hex>/     a cache mount: meta.json, lock, data/ (and data.1/ ... where it is private)
 //! builds/run/<name>/       what a build that runs has for itself: lock, containers/, files
+//! builds/doing/<hex>       empty, locked by the build that does that step at the moment
 //! builds/files             digests of files of contexts, by what stat(2) says of them
 //! ```
 //!
@@ -13,7 +14,8 @@
 //! lock.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -28,6 +30,7 @@ const BUILDS: &str = "builds";
 const STEPS: &str = "builds/steps";
 const MOUNTS: &str = "builds/mounts";
 const RUN: &str = "builds/run";
+const DOING: &str = "builds/doing";
 
 /// What a step gave.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +67,62 @@ pub struct CacheMount {
     pub path: PathBuf,
     /// When a build last used it.
     pub last_used: Timestamp,
+}
+
+/// The right to do a step, or the place in the queue for it: of builds that want the same one does it, and the
+/// others find it done. The kernel lets go of it when its holder is killed.
+#[derive(Debug)]
+#[must_use = "a turn is over when it is dropped"]
+pub struct StepTurn {
+    file: File,
+    path: PathBuf,
+    /// The process that took it: its children let go of nothing.
+    owner: u32,
+    is_ours: bool,
+}
+
+impl StepTurn {
+    /// Whether the step is the caller's to do.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.is_ours
+    }
+
+    /// Waits until nobody does the step. A child of the caller's may wait for it: the file is theirs in common, and
+    /// so is the lock.
+    ///
+    /// # Errors
+    /// The lock cannot be had.
+    pub fn wait(&self) -> Result<()> {
+        loop {
+            match self.file.lock() {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                other => return other.map_err(StoreError::io("lock", &self.path)),
+            }
+        }
+    }
+
+    /// Takes the turn after [`Self::wait`]. Where the one who had it took its file away it is over, and another may
+    /// have begun: then it has to be asked for again.
+    #[must_use]
+    pub fn after_waiting(mut self) -> Option<Self> {
+        let inode = |found: std::io::Result<fs::Metadata>| found.map(|meta| (meta.dev(), meta.ino())).ok();
+        let ours = inode(self.file.metadata());
+        self.is_ours = ours.is_some() && ours == inode(fs::metadata(&self.path));
+        self.is_ours.then_some(self)
+    }
+}
+
+impl Drop for StepTurn {
+    fn drop(&mut self) {
+        if std::process::id() != self.owner {
+            return;
+        }
+        if self.is_ours {
+            let _ = fs::remove_file(&self.path); // one that stays is taken away by the next build
+        }
+        let _ = self.file.unlock(); // closing it does the same, but children may have it open
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -175,6 +234,44 @@ impl Store {
         Ok(found)
     }
 
+    /// Asks for the right to do a step. The caller holds the content lock, and looks for the step's record again
+    /// when it has the right. Where the filesystem has no locks everybody has it.
+    ///
+    /// # Errors
+    /// The lock's file cannot be made.
+    pub fn step_turn(&self, key: &Digest) -> Result<StepTurn> {
+        make_directory(&self.path(DOING))?;
+        let path = self.path(DOING).join(key.hex());
+        loop {
+            let mut options = fs::OpenOptions::new();
+            options.write(true).create(true).truncate(false).mode(0o600);
+            let file = options.open(&path).map_err(StoreError::io("open", &path))?;
+            let mut turn = StepTurn { file, path: path.clone(), owner: std::process::id(), is_ours: false };
+            match turn.file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(turn),
+                Err(TryLockError::Error(_)) => {
+                    turn.is_ours = true;
+                    return Ok(turn);
+                }
+            }
+            if let Some(turn) = turn.after_waiting() {
+                return Ok(turn);
+            }
+        }
+    }
+
+    /// Takes away what killed builds left of their turns; best effort.
+    pub fn sweep_step_turns(&self) {
+        for (_, path) in entries(&self.path(DOING)).unwrap_or_default() {
+            let Ok(file) = File::open(&path) else { continue };
+            let turn = StepTurn { file, path, owner: std::process::id(), is_ours: false };
+            if turn.file.try_lock().is_ok() {
+                drop(turn.after_waiting());
+            }
+        }
+    }
+
     /// Where builds that run have their own directories; made if it is not there.
     ///
     /// # Errors
@@ -236,6 +333,34 @@ mod tests {
         store.forget_step(&key).unwrap();
         store.forget_step(&key).unwrap();
         assert_eq!(store.collect().unwrap().unwrap().layers, [layer]);
+    }
+
+    #[test]
+    fn a_step_is_one_builds_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let (key, other) = (Digest::from_bytes(&[1; 32]), Digest::from_bytes(&[2; 32]));
+        let first = store.step_turn(&key).unwrap();
+        assert!(first.is_ours());
+        assert!(store.step_turn(&other).unwrap().is_ours());
+        let second = store.step_turn(&key).unwrap();
+        assert!(!second.is_ours());
+        store.sweep_step_turns();
+        assert!(!store.step_turn(&key).unwrap().is_ours(), "a sweep leaves what is locked");
+        drop(first);
+        second.wait().unwrap();
+        // The file that it waited for is gone: somebody else may have made another by now.
+        let third = store.step_turn(&key).unwrap();
+        assert!(third.is_ours());
+        assert!(second.after_waiting().is_none());
+        assert!(!store.step_turn(&key).unwrap().is_ours());
+        drop(third);
+        // A killed one leaves its file, which the next takes, or a sweep.
+        fs::write(dir.path().join(DOING).join(key.hex()), "").unwrap();
+        assert!(store.step_turn(&key).unwrap().is_ours());
+        fs::write(dir.path().join(DOING).join(key.hex()), "").unwrap();
+        store.sweep_step_turns();
+        assert!(entries(&dir.path().join(DOING)).unwrap().is_empty());
     }
 
     #[test]

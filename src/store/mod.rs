@@ -78,7 +78,7 @@ mod staging;
 mod verify;
 pub mod volumes;
 
-pub use build_cache::{CacheMount, CachedStep, StepRecord};
+pub use build_cache::{CacheMount, CachedStep, StepRecord, StepTurn};
 pub use catalog::{Catalog, ImageEntry, Member, NameEntry, OCI_MANIFEST, Several};
 pub use collect::{Collected, DiskUsage};
 

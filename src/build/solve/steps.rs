@@ -184,7 +184,7 @@ impl Solver<'_> {
             history.push_str(&format!(" <<{}", document.name));
         }
         history.push_str(&format!(" {written_destination} # buildkit"));
-        Ok(Work { job: Job::Copy(Box::new(job)), keys, history })
+        Ok(Work { job: Job::Copy(Box::new(job)), keys, history, begun: None })
     }
 
     pub(super) fn run_work(&mut self, number: usize, run: &Run) -> Result<Work, Problem> {
@@ -285,7 +285,7 @@ impl Solver<'_> {
             }
         }
         told.push_str(&format!(" {} # buildkit", args.join(" ")));
-        Ok(Work { job: Job::Run(Box::new(job)), keys: vec![key], history: told })
+        Ok(Work { job: Job::Run(Box::new(job)), keys: vec![key], history: told, begun: None })
     }
 
     fn mount(
