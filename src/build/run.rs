@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -17,13 +17,14 @@ use serde_json::Value;
 use super::copy::Origin;
 use super::error::Problem;
 use super::export;
-use super::tree::{Kind, Tree};
+use super::tree::{Kind, Node, Tree};
 use super::worker::{Given, Mouth};
 use crate::id::{ContainerId, Digest, Name};
 use crate::image::{self, RootSource};
 use crate::plan::dockerfile::Sharing;
 use crate::plan::request::{
-    Access, BindMount, EnvSetting, Limits, LogDriver, MountKind, MountRequest, Propagation, RunRequest,
+    Access, BindMount, EnvSetting, ImageMount, Limits, LogDriver, MountKind, MountRequest, Propagation,
+    RunRequest,
 };
 use crate::plan::{self, BuildFacts, HostAddress, NetworkMode, Peers, WriteMode};
 use crate::sandbox::idmap::{Facts, IdMaps, Wanted, choose};
@@ -32,11 +33,15 @@ use crate::store::Store;
 use crate::store::containers::{self, Containers, LOCK_ATTEMPTS, LOCK_WAIT, Lock, RECORD_VERSION, Record};
 use crate::supervisor::client::Client;
 use crate::supervisor::control::Reply;
-use crate::supervisor::{self, Attach, Launched, Saved, changes, reader, remove, stream};
+use crate::supervisor::{
+    self, Attach, Launched, MountedImage, Saved, changes, materialise, reader, remove, stream,
+};
 use crate::sys;
 
 /// What BuildKit's containers are called inside.
 const HOST_NAME: &str = "buildkitsandbox";
+/// What binds of images are called, with their number behind.
+const BIND_NAME: &str = "bind-";
 
 /// What all RUNs of a build have.
 #[derive(Clone, Debug, Default)]
@@ -123,9 +128,10 @@ impl RunJob {
         let mut request = self.request();
         for (number, mount) in self.mounts.iter().enumerate() {
             let place = files.join(number.to_string());
-            request.storage.mounts.push(mount.request(store, &place, &maps, &mut held)?);
+            request.storage.mounts.push(mount.request(store, number, &place, &maps, &mut held)?);
         }
         let (record, mut saved) = self.plan(&containers, request, id, &maps)?;
+        saved.images = self.mounted_images(store, &saved, &files)?;
         containers.create(&record, &saved).map_err(|error| Problem::chain(&error))?;
         let code = start(&containers, &record, &mut saved, mouth)?;
         if code != 0 {
@@ -175,6 +181,39 @@ impl RunJob {
         request.storage.write_mode = WriteMode::Auto;
         request.limits = self.options.limits.clone();
         request
+    }
+
+    /// What of the binds is an image, in the order of the plan's mounts.
+    fn mounted_images(
+        &self,
+        store: &Store,
+        saved: &Saved,
+        files: &Path,
+    ) -> Result<Vec<MountedImage>, Problem> {
+        let mut images = Vec::new();
+        let entries = saved.plan.spec.mounts().iter().flatten();
+        for entry in entries.filter(|entry| entry.typ().as_deref() == Some("image")) {
+            let named = entry.source().as_deref().and_then(Path::to_str).unwrap_or_default();
+            let number = named.strip_prefix(BIND_NAME).and_then(|text| text.parse::<usize>().ok());
+            let mount = number.and_then(|number| self.mounts.get(number));
+            let Some(MountSource::Bind { origin: Origin::Image { layers }, writable, .. }) =
+                mount.map(|mount| &mount.source)
+            else {
+                return Err(Problem::new(format!("the step has no bind {named}")));
+            };
+            let changes = writable.then(|| files.join(format!("{named}-changes")));
+            if let Some(directory) = &changes {
+                fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+            }
+            let (index, layers) =
+                (store.merged_index(layers)?, layers.iter().map(|layer| store.layer_tar(layer)).collect());
+            images.push(MountedImage {
+                destination: entry.destination().clone(),
+                root: RootSource::Packed { index, layers },
+                changes,
+            });
+        }
+        Ok(images)
     }
 
     fn plan(
@@ -340,10 +379,11 @@ fn settled(containers: &Containers, record: &Record, saved: &Saved) -> Result<Op
 }
 
 impl Mounted {
-    /// The mount as a container has it; what it needs on the disk is made at `place`.
+    /// The mount as a container has it, the step's `number`th; what it needs on the disk is made at `place`.
     fn request(
         &self,
         store: &Store,
+        number: usize,
         place: &Path,
         maps: &IdMaps,
         held: &mut Held,
@@ -359,6 +399,18 @@ impl Mounted {
         };
         let access = |writable: bool| if writable { Access::ReadWrite } else { Access::ReadOnly };
         let (kind, access) = match &self.source {
+            MountSource::Bind { origin: Origin::Image { layers }, path, writable }
+                if !layers.is_empty() && !(*writable && materialise::reason().is_some()) =>
+            {
+                let (found, _) = found(&Tree::image(store, layers)?, path)?;
+                let subpath = Path::new(std::ffi::OsStr::from_bytes(&found)).to_owned();
+                let image = ImageMount {
+                    reference: format!("{BIND_NAME}{number}"),
+                    subpath: Some(subpath).filter(|path| !path.as_os_str().is_empty()),
+                    writable: *writable,
+                };
+                (MountKind::Image(image), access(*writable))
+            }
             MountSource::Bind { origin, path, writable } => {
                 (bind(bind_source(store, origin, path, *writable, place)?), access(*writable))
             }
@@ -390,7 +442,14 @@ impl Mounted {
     }
 }
 
-/// A bind's files: the context's own where nothing is left out and nothing is written, else a copy.
+/// Where a bind's path leads.
+fn found(tree: &Tree, path: &str) -> Result<(Vec<u8>, Node), Problem> {
+    let missing = || Problem::new(format!("failed to compute cache key: {path:?}: not found"));
+    tree.find(path.as_bytes())?.ok_or_else(missing)
+}
+
+/// A bind's files where they are no image's: the context's own where nothing is left out and nothing is written,
+/// else a copy.
 fn bind_source(
     store: &Store,
     origin: &Origin,
@@ -402,8 +461,7 @@ fn bind_source(
         Origin::Directory { path, .. } => Tree::directory(path)?,
         Origin::Image { layers } => Tree::image(store, layers)?,
     };
-    let missing = || Problem::new(format!("failed to compute cache key: {path:?}: not found"));
-    let (found, node) = tree.find(path.as_bytes())?.ok_or_else(missing)?;
+    let (found, node) = found(&tree, path)?;
     if let Origin::Directory { path, ignore } = origin
         && ignore.is_empty()
         && !writable
@@ -463,8 +521,7 @@ fn fill_cache(
                 Origin::Directory { path, .. } => Tree::directory(path)?,
                 Origin::Image { layers } => Tree::image(store, layers)?,
             };
-            let missing = || Problem::new(format!("failed to compute cache key: {path:?}: not found"));
-            let (found, node) = tree.find(path.as_bytes())?.ok_or_else(missing)?;
+            let (found, node) = found(&tree, path)?;
             if node.facts.kind != Kind::Directory {
                 return Err(Problem::new(format!("{path:?} is no directory: a cache cannot begin with it")));
             }

@@ -177,7 +177,11 @@ fn mounted_images(
                 .with_exit(Exit::Engine));
         }
         ids.extend(resolved.id.as_ref().map(ToString::to_string));
-        images.push(MountedImage { destination: mount.destination().clone(), root: resolved.root });
+        images.push(MountedImage {
+            destination: mount.destination().clone(),
+            root: resolved.root,
+            changes: None,
+        });
     }
     Ok((images, ids))
 }

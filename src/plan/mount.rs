@@ -273,7 +273,8 @@ fn volume_options(access: Access, volume: &VolumeMount) -> Vec<String> {
 }
 
 fn image_options(image: &ImageMount) -> Vec<String> {
-    let mut all = options(&["ro", "rro", "nodev", Propagation::RPrivate.as_str()]);
+    let mut all = options(if image.writable { &[] } else { &["ro", "rro"] });
+    all.extend(options(&["nodev", Propagation::RPrivate.as_str()]));
     all.extend(image.subpath.as_deref().map(subpath_option));
     all
 }

@@ -342,6 +342,9 @@ pub struct ImageMount {
     pub reference: String,
     /// The part of it that is mounted, relative to its root; `None` for all of it.
     pub subpath: Option<PathBuf>,
+    /// Whether it can be written to; what is written goes with the container.
+    #[serde(default)]
+    pub writable: bool,
 }
 
 /// How mounts made later travel between the host's view and the container's

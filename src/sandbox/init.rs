@@ -440,7 +440,8 @@ fn mount_image(
     let opened = as_kept(kept, || {
         if tree.is_none() {
             // Over what may be mounted there already, and taken away as soon as the image is in its place.
-            mount_fuse(&enter.root, lower_point, true)?;
+            let read_only = entry.options().iter().flatten().any(|option| option == "ro");
+            mount_fuse(&enter.root, lower_point, read_only)?;
         }
         open(tree.unwrap_or(lower_point), directory, Mode::empty()).during(Stage::Mounts, what)
     })?;

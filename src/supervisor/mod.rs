@@ -95,6 +95,9 @@ pub struct MountedImage {
     pub destination: PathBuf,
     /// Its files.
     pub root: RootSource,
+    /// A directory for what is written there, where it can be written to: thrown away.
+    #[serde(default)]
+    pub changes: Option<PathBuf>,
 }
 
 /// Why a container was not started.
@@ -431,8 +434,20 @@ fn mountable(
         }
         root => {
             let lower = lower_of(root, Path::new("/"), &record.local_dir)?;
-            let server =
-                serve::Server::new(lower, serve::Mode::ReadOnly, ids(maps), serve::Options::default());
+            let mode = match &image.changes {
+                None => serve::Mode::ReadOnly,
+                Some(directory) => {
+                    // A second attempt to start has its own.
+                    let number = u64::from_ne_bytes(
+                        sys::process::random_bytes().map_err(io_error(|| "ask for random bytes".into()))?,
+                    );
+                    let upper = directory.join(format!("{number:016x}"));
+                    private_directory(&upper).map_err(io_error(|| format!("make {}", upper.display())))?;
+                    let (upper, quota) = (open_file(&upper)?.into(), serve::Quota::default());
+                    serve::Mode::Overlay { upper, volatile: true, quota }
+                }
+            };
+            let server = serve::Server::new(lower, mode, ids(maps), serve::Options::default());
             Ok(MountableImage { server: Some(server.map_err(LaunchError::Filesystem)?), tree: None })
         }
     };
@@ -931,11 +946,10 @@ fn private_directory(path: &Path) -> io::Result<()> {
 
 /// What the server goes on opening by path.
 fn fence_paths(saved: &Saved, kind: RootKind, local_dir: &Path) -> fence::Paths {
+    let root = (kind == RootKind::Pure).then(|| local_dir.join("upper"));
+    let images = saved.images.iter().filter_map(|image| image.changes.clone());
     fence::Paths {
-        writable: match kind {
-            RootKind::Hybrid | RootKind::Materialised | RootKind::Copy => Vec::new(),
-            RootKind::Pure => vec![local_dir.join("upper")],
-        },
+        writable: root.into_iter().chain(images).collect(),
         readable: match &saved.root {
             RootSource::Packed { .. } => Vec::new(),
             RootSource::Directory { path } => vec![path.clone()],

@@ -47,6 +47,24 @@ fn an_image_is_written_out_once_and_works() {
     assert!(err.contains("/dev/fuse"), "{err}");
 }
 
+#[test]
+fn a_build_binds_stages() {
+    let Some(h) = Hostel::new() else { return };
+    let dir = h.scratch("c");
+    let text = "FROM busybox AS one\nRUN mkdir /d && echo 1 > /d/file\nFROM busybox\n\
+        RUN --network=none --mount=type=bind,from=one,source=/d,target=/m cat /m/file > /out\n\
+        RUN --network=none --mount=type=bind,from=one,source=/d,target=/m,rw echo 2 >> /m/file; cat /m/file >> /out\n\
+        RUN --network=none --mount=type=bind,from=one,source=/d,target=/m cat /m/file >> /out\n";
+    std::fs::write(dir.join("Dockerfile"), text.replace("RUN mkdir", "RUN --network=none mkdir")).unwrap();
+    let done = without_fuse(&h, &format!("build -t x {}", dir.display()));
+    if done.stderr.contains("unshare: ") {
+        skip(&format!("no user namespace with mounts of its own: {}", done.stderr));
+        return;
+    }
+    done.ok();
+    without_fuse(&h, "run --rm --network none x cat /out").has("1\n1\n2\n1\n");
+}
+
 /// Neither the device nor a filesystem that the kernel's overlay takes for its upper: the store is on an
 /// overlay itself, as in a container.
 const NESTED: &str = r#"

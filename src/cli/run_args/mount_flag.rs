@@ -234,7 +234,11 @@ impl Fields {
                         "an image is mounted read-only, as Docker mounts it",
                     ));
                 }
-                MountKind::Image(ImageMount { reference: self.source, subpath: self.subpath })
+                MountKind::Image(ImageMount {
+                    reference: self.source,
+                    subpath: self.subpath,
+                    writable: false,
+                })
             }
             "tmpfs" if !self.source.is_empty() => return Err(wrong("field Source must not be specified")),
             "tmpfs" => MountKind::Tmpfs { options: self.tmpfs_options() },
@@ -372,7 +376,11 @@ mod tests {
             (
                 "type=image,src=busybox:1,dst=/c,image-subpath=etc",
                 ReadWrite,
-                MountKind::Image(ImageMount { reference: "busybox:1".into(), subpath: Some("etc".into()) }),
+                MountKind::Image(ImageMount {
+                    reference: "busybox:1".into(),
+                    subpath: Some("etc".into()),
+                    writable: false,
+                }),
             ),
             ("type=tmpfs,target=/c", ReadWrite, MountKind::Tmpfs { options: vec![] }),
             (

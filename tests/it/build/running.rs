@@ -106,6 +106,35 @@ fn mounts_are_there_for_a_step_alone() {
 }
 
 #[test]
+fn a_bind_of_a_stage_is_a_mount_and_no_copy() {
+    let Some(h) = Hostel::new() else { return };
+    let text = "FROM busybox AS one\nRUN mkdir /d && echo 1 > /d/file && chown 7:8 /d/file && ln -s d /link && echo top > /top\n\
+         FROM busybox\n\
+         RUN --mount=type=bind,from=one,target=/m cat /m/link/file > /out; stat -c %u:%g /m/d/file >> /out; \\\n\
+             (: > /m/x) 2> /dev/null || echo read-only >> /out; grep ' /m ' /proc/mounts | cut -d' ' -f3 > /type\n\
+         RUN --mount=type=bind,from=one,source=link,target=/m,rw echo 2 >> /m/file; echo x > /m/new; cat /m/file /m/new >> /out; rm /m/file\n\
+         RUN --mount=type=bind,from=one,source=/d,target=/m,rw --mount=type=bind,from=one,source=/top,target=/t,rw \\\n\
+             ls /m >> /out; echo more >> /t; cat /t >> /out\n\
+         RUN --mount=type=bind,from=busybox,source=/bin,target=/m --mount=type=bind,from=one,source=/d/file,target=/n/f \\\n\
+             /m/busybox cat /n/f >> /out; ls -d /m/busybox >> /out\n";
+    build_text(&h, "x", text);
+    h.run("run --rm x cat /out").ok().stdout("1\n7:8\nread-only\n1\n2\nx\nfile\ntop\nmore\n1\n/m/busybox\n");
+    let kind = h.run("run --rm x cat /type").ok().out();
+    assert!(kind.starts_with("fuse"), "{kind}");
+    h.run("run --rm x ls -d /m /t /n").fails(1, &["/m", "/t", "/n"]);
+    let dir = context(
+        &h,
+        "missing",
+        &[(
+            "Dockerfile",
+            "FROM busybox AS one\nFROM busybox\nRUN --mount=type=bind,from=one,source=/none,target=/m true\n",
+        )],
+    );
+    h.run(&format!("build {}", dir.display())).fails(1, &["\"/none\": not found"]);
+    assert_eq!(std::fs::read_dir(h.root().join("builds/run")).unwrap().count(), 0, "directories of builds");
+}
+
+#[test]
 fn a_here_document_is_a_script_or_a_file() {
     let Some(h) = Hostel::new() else { return };
     build_text(
