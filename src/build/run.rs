@@ -400,7 +400,7 @@ impl Mounted {
         let access = |writable: bool| if writable { Access::ReadWrite } else { Access::ReadOnly };
         let (kind, access) = match &self.source {
             MountSource::Bind { origin: Origin::Image { layers }, path, writable }
-                if !layers.is_empty() && !(*writable && materialise::reason().is_some()) =>
+                if !layers.is_empty() && (!*writable || materialise::reason().is_none()) =>
             {
                 let (found, _) = found(&Tree::image(store, layers)?, path)?;
                 let subpath = Path::new(std::ffi::OsStr::from_bytes(&found)).to_owned();
