@@ -172,6 +172,39 @@ impl Context {
     }
 }
 
+/// The files of a named context that is elsewhere.
+#[derive(Debug)]
+pub struct Fetched {
+    /// Where they are, as long as this is there.
+    pub directory: PathBuf,
+    _scratch: Option<Scratch>,
+}
+
+impl Fetched {
+    /// Brings a git repository, or a tar of the web.
+    ///
+    /// # Errors
+    /// It is neither; it cannot be had.
+    pub fn fetch(store: &Store, url: &str, keep_git_dir: bool) -> Result<Self, Problem> {
+        let mut scratch = None;
+        if is_repository(url) {
+            let directory = clone(store, url, keep_git_dir, &mut scratch)?;
+            return Ok(Self { directory, _scratch: scratch });
+        }
+        if !(url.starts_with("http://") || url.starts_with("https://")) {
+            return Err(Problem::new(
+                "it is a directory, docker-image://NAME, oci-layout://DIR, a git repository or a tar of the web",
+            ));
+        }
+        let fetched = registry::download(url).map_err(|error| Problem::chain(&error))?;
+        let (mut head, mut body) = (Vec::new(), fetched.body);
+        body.by_ref().take(512).read_to_end(&mut head)?;
+        let directory = Context::of_stream(store, head, &mut body, &mut scratch, &mut None)?;
+        let directory = directory.ok_or_else(|| Problem::new("what is there is no tar"))?;
+        Ok(Self { directory, _scratch: scratch })
+    }
+}
+
 fn missing(name: &str, error: &io::Error) -> Problem {
     match error.kind() {
         io::ErrorKind::NotFound => {

@@ -39,7 +39,7 @@ mod tree;
 mod unpack;
 mod worker;
 
-pub use context::{Asked, Context};
+pub use context::{Asked, Context, Fetched};
 pub use error::{BuildError, Problem};
 pub use export::{write_files, write_tar};
 pub use request::{Built, Fetch, NamedContext, Request, Secret, SecretSource, Ssh};

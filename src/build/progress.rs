@@ -231,6 +231,12 @@ impl Progress {
         eprintln!("------");
     }
 
+    /// Whether a step has failed, and was shown so.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.vertices.values().any(|vertex| vertex.error.is_some())
+    }
+
     /// Draws what a terminal shows, if it is time to.
     pub fn tick(&mut self) {
         if self.look == Look::Terminal {

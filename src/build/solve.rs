@@ -649,8 +649,14 @@ impl<'a> Solver<'a> {
                     None
                 }
                 Kind::Config { name, rest } => self.configure(number, name, rest).map_err(at)?,
-                Kind::Run(run) => Some(self.run_work(number, run).map_err(at)?),
-                Kind::Copy(copy) => Some(self.copy_work(number, copy).map_err(at)?),
+                Kind::Run(run) => {
+                    let work = self.run_work(number, run);
+                    Some(work.map_err(|problem| at(self.unready(number, &instruction, problem)))?)
+                }
+                Kind::Copy(copy) => {
+                    let work = self.copy_work(number, copy);
+                    Some(work.map_err(|problem| at(self.unready(number, &instruction, problem)))?)
+                }
             };
             let Some(work) = work else {
                 self.stages[number].instructions.pop_front();
@@ -664,6 +670,22 @@ impl<'a> Solver<'a> {
             self.stages[number].instructions.pop_front();
             moved = true;
         }
+    }
+
+    /// Shows a step that fails before it begins.
+    fn unready(&mut self, number: usize, instruction: &Instruction, problem: Problem) -> Problem {
+        if self.progress.has_failed() {
+            // What it needs was shown.
+            return problem;
+        }
+        self.stages[number].shown += 1;
+        let vertex = self.progress.start(&self.title_of(number, instruction));
+        self.progress.failed(vertex, &problem.to_string());
+        problem
+    }
+
+    fn title_of(&self, number: usize, instruction: &Instruction) -> String {
+        self.title(number, &instruction.text.split_whitespace().collect::<Vec<_>>().join(" "))
     }
 
     fn title(&self, number: usize, text: &str) -> String {
@@ -868,8 +890,7 @@ impl<'a> Solver<'a> {
         let Work { job, keys, history, begun } = work;
         let Begun { vertex, title, turn } = begun.unwrap_or_else(|| {
             self.stages[number].shown += 1;
-            let text = instruction.text.split_whitespace().collect::<Vec<_>>().join(" ");
-            let title = self.title(number, &text);
+            let title = self.title_of(number, instruction);
             Begun { vertex: self.progress.start(&title), title, turn: None }
         });
         if let Some(step) = known {

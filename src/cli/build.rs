@@ -16,13 +16,15 @@ use crate::image::{self, Annotations, Member, Platform, PullPolicy, Reason, Refe
 use crate::plan::NetworkMode;
 use crate::plan::dockerfile::{self, check};
 use crate::plan::request::Limits;
-use crate::store::Store;
+use crate::store::{OCI_MANIFEST, Store};
 
 mod annotation;
 mod cache;
+mod call;
 mod output;
 
-use output::Output;
+use call::{Call, Method};
+use output::{Output, Written};
 
 /// Build an image from a Dockerfile
 #[derive(clap::Args, Debug)]
@@ -111,10 +113,10 @@ pub struct Args {
     /// Shorthand for "--call=check"
     #[arg(long)]
     check: bool,
-    /// Set method for evaluating build ("check", "build")
-    #[arg(long, value_name = "METHOD", default_value = "build", hide = true)]
+    /// Set method for evaluating build ("build", "check", "outline", "targets"; with ",format=json")
+    #[arg(long, value_name = "METHOD", default_value = "build")]
     call: String,
-    /// Allow extra privileged entitlement (none can be granted)
+    /// Allow extra privileged entitlement ("network.host", which needs no leave; others cannot be granted)
     #[arg(long, value_name = "ENTITLEMENT", hide = true)]
     allow: Vec<String>,
     /// Attestation for software bill of materials (not made)
@@ -135,6 +137,12 @@ pub struct Args {
     /// Accepted for Docker's sake: intermediate containers never stay
     #[arg(long, hide = true)]
     force_rm: bool,
+    /// Accepted for Docker's sake: the context is read where it is, and never sent
+    #[arg(long, hide = true)]
+    compress: bool,
+    /// Accepted for Docker's sake: there is no more to tell
+    #[arg(short = 'D', long, hide = true)]
+    debug: bool,
     /// Accepted for podman's sake: layers are always made and kept
     #[arg(long, hide = true)]
     layers: bool,
@@ -149,6 +157,7 @@ pub struct Args {
 /// The Dockerfile is wrong, a step fails, the result cannot be written: exit code 1.
 pub fn run(ctx: &Context, args: &Args) -> Outcome {
     refuse(args)?;
+    let call = Call::parse(if args.check { "check" } else { &args.call })?;
     let store = Store::open(&ctx.root)?;
     let outputs = Output::parse_all(args.push, &args.output, args.tag.first().map(String::as_str))?;
     build::sweep(&store);
@@ -160,11 +169,13 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let asked = Asked { context: &args.context, file: args.file.as_deref(), keep_git_dir };
     let found = build::Context::open(&store, &asked)
         .map_err(|problem| CliError::new(format!("failed to build: {problem}")))?;
-    if args.check || matches!(args.call.as_str(), "check" | "lint") {
-        return check_only(&found);
+    if call.method != Method::Build {
+        return call.answer(&found, args.target.as_deref(), &arguments(&args.build_arg));
     }
     let cache_to = args.cache_to.iter().map(|text| cache::target(text)).collect::<Result<Vec<_>, _>>()?;
-    let mut request = request(args, &found, &outputs)?;
+    // What was fetched for them goes at the end.
+    let (contexts, _fetched) = contexts(&store, &args.build_context, keep_git_dir)?;
+    let mut request = request(args, &found, contexts, &outputs)?;
     request.inline_cache = cache_to.iter().any(|target| target.place == CachePlace::Inline);
     let mut annotations = annotation::Asked::parse(&args.annotation)?;
     for text in outputs.iter().flat_map(Output::annotations) {
@@ -239,14 +250,12 @@ fn refuse(args: &Args) -> Result<(), CliError> {
     if wants(&args.provenance) || args.attest.iter().any(|text| text.starts_with("type=provenance")) {
         return refused("--provenance", "no attestation is made");
     }
-    if let Some(allowed) = args.allow.first() {
+    // `--network host` is everybody's to ask for.
+    if let Some(allowed) = args.allow.iter().find(|allowed| *allowed != "network.host") {
         return refused(
             "--allow",
             &format!("a step gets no more rights than a container of `run`, so {allowed} cannot be granted"),
         );
-    }
-    if !matches!(args.call.as_str(), "build" | "check" | "lint") {
-        return refused("--call", "it is build or check");
     }
     Ok(())
 }
@@ -263,18 +272,26 @@ fn look(args: &Args) -> Look {
     }
 }
 
-fn request(args: &Args, found: &build::Context, outputs: &[Output]) -> Result<Request, CliError> {
+/// `--build-arg`; one without a value has that of the environment, if there is one.
+fn arguments(texts: &[String]) -> Vec<(String, String)> {
+    let argument = |text: &String| match text.split_once('=') {
+        Some((name, value)) => Some((name.to_owned(), value.to_owned())),
+        None => std::env::var(text).ok().map(|value| (text.clone(), value)),
+    };
+    texts.iter().filter_map(argument).collect()
+}
+
+fn request(
+    args: &Args,
+    found: &build::Context,
+    contexts: BTreeMap<String, NamedContext>,
+    outputs: &[Output],
+) -> Result<Request, CliError> {
     let wrong = |flag: &str, text: &str, reason: &str| {
         CliError::new(format!("invalid argument {text:?} for {flag:?} flag: {reason}"))
             .with_exit(Exit::Engine)
     };
-    let mut arguments = Vec::new();
-    for text in &args.build_arg {
-        match text.split_once('=') {
-            Some((name, value)) => arguments.push((name.to_owned(), value.to_owned())),
-            None => arguments.extend(std::env::var(text).ok().map(|value| (text.clone(), value))),
-        }
-    }
+    let arguments = arguments(&args.build_arg);
     let epoch =
         arguments.iter().rev().find(|(name, _)| name == "SOURCE_DATE_EPOCH").map(|(_, value)| value.clone());
     let epoch = epoch.or_else(|| std::env::var("SOURCE_DATE_EPOCH").ok()).filter(|text| !text.is_empty());
@@ -325,7 +342,7 @@ fn request(args: &Args, found: &build::Context, outputs: &[Output]) -> Result<Re
         text: found.text.clone(),
         context: found.directory.clone(),
         ignore: found.ignore.clone(),
-        contexts: contexts(&args.build_context)?,
+        contexts,
         target: args.target.clone(),
         arguments,
         platform: None,
@@ -360,8 +377,13 @@ fn request(args: &Args, found: &build::Context, outputs: &[Output]) -> Result<Re
     })
 }
 
-fn contexts(texts: &[String]) -> Result<BTreeMap<String, NamedContext>, CliError> {
-    let mut found = BTreeMap::new();
+/// `--build-context`, and what keeps those that come from elsewhere.
+fn contexts(
+    store: &Store,
+    texts: &[String],
+    keep_git_dir: bool,
+) -> Result<(BTreeMap<String, NamedContext>, Vec<build::Fetched>), CliError> {
+    let (mut found, mut kept) = (BTreeMap::new(), Vec::new());
     for text in texts {
         let wrong =
             |reason: &str| CliError::new(format!("invalid context {text}: {reason}")).with_exit(Exit::Engine);
@@ -370,8 +392,12 @@ fn contexts(texts: &[String]) -> Result<BTreeMap<String, NamedContext>, CliError
             NamedContext::Image(image.to_owned())
         } else if let Some(layout) = value.strip_prefix("oci-layout://") {
             NamedContext::Image(format!("oci:{layout}"))
-        } else if value.contains("://") {
-            return Err(wrong("it is a directory, docker-image://NAME or oci-layout://DIR"));
+        } else if value.contains("://") || (value.starts_with("git@") && !Path::new(value).exists()) {
+            let fetched = build::Fetched::fetch(store, value, keep_git_dir)
+                .map_err(|problem| CliError::new(format!("failed to build: context {name}: {problem}")))?;
+            let directory = fetched.directory.clone();
+            kept.push(fetched);
+            NamedContext::Directory(directory)
         } else {
             let path =
                 fs::canonicalize(value).map_err(|error| wrong(&format!("cannot use {value}: {error}")))?;
@@ -382,7 +408,7 @@ fn contexts(texts: &[String]) -> Result<BTreeMap<String, NamedContext>, CliError
         };
         found.insert(name.to_owned(), context);
     }
-    Ok(found)
+    Ok((found, kept))
 }
 
 /// `id=NAME[,src=FILE|,env=VARIABLE]`.
@@ -458,29 +484,6 @@ fn tell_warnings(text: &str) {
     for warning in &warnings {
         eprintln!(" - {}: {} (line {})", warning.rule, warning.message, warning.place.first);
     }
-}
-
-/// Tells what is better not done.
-fn check_only(found: &build::Context) -> Outcome {
-    let file = match dockerfile::parse(&found.text) {
-        Ok(file) => file,
-        Err(error) => {
-            eprint!("{}", dockerfile::picture(&found.file_name, &found.text, error.place));
-            return Err(CliError::new(format!("failed to build: failed to solve: {error}")));
-        }
-    };
-    let warnings = check::warnings(&file);
-    if warnings.is_empty() {
-        println!("Check complete, no warnings found.");
-        return Ok(Exit::Success);
-    }
-    let plural = if warnings.len() == 1 { "warning has" } else { "warnings have" };
-    println!("Check complete, {} {plural} been found!", warnings.len());
-    for warning in &warnings {
-        println!("\nWARNING: {}\n{}\n", warning.rule, warning.message);
-        print!("{}", dockerfile::picture(&found.file_name, &found.text, warning.place));
-    }
-    Ok(Exit::Failure)
 }
 
 fn failed(error: &BuildError, request: &Request) -> CliError {
@@ -594,9 +597,21 @@ fn finish(
     if let Some(path) = &args.metadata_file {
         let entry = store.catalog()?.images.get(&added.id).cloned();
         let names: Vec<String> = result.names.iter().map(ToString::to_string).collect();
+        let pushed = pushed.or_else(|| {
+            let entry = entry?;
+            let (digest, size) = (entry.manifest, entry.manifest_bytes);
+            Some(Written { digest, size, is_index: false })
+        });
+        let descriptor = pushed.as_ref().map(|pushed| {
+            serde_json::json!({
+                "mediaType": if pushed.is_index { image::OCI_INDEX } else { OCI_MANIFEST },
+                "digest": pushed.digest, "size": pushed.size,
+            })
+        });
         let metadata = serde_json::json!({
             "containerimage.config.digest": added.id,
-            "containerimage.digest": pushed.or(entry.map(|entry| entry.manifest)),
+            "containerimage.descriptor": descriptor,
+            "containerimage.digest": pushed.map(|pushed| pushed.digest),
             "image.name": names.join(","),
         });
         write(path, format!("{metadata:#}\n").as_bytes())?;

@@ -37,11 +37,11 @@ const VERBS: [Row; 16] = [
     (&["system dial-stdio", "system connection", "system service"], DAEMON),
 ];
 
-const FLAGS: [Row; 19] = [
+const FLAGS: [Row; 18] = [
     (&["start --checkpoint", "start --checkpoint-dir"], "CRIU takes root to restore a process"),
     (&["rm --link", "rm -l"], "there are no links: containers do not share a network"),
-    (&["images --tree", "image ls --tree"], "an image is for one platform here, and has no branches"),
-    (&["rmi --platform", "image rm --platform"], "an image is for one platform here: remove it by its id"),
+    (&["images --tree", "image ls --tree"], "`image inspect --platform` tells of an image's platforms"),
+    (&["rmi --platform", "image rm --platform"], "remove the image of that platform by its id, with -f"),
     (&["volume ls --cluster", "volume create --availability", "volume create --group"], CLUSTER),
     (&["volume create --limit-bytes", "volume create --required-bytes", "volume create --scope"], CLUSTER),
     (
@@ -59,7 +59,6 @@ const FLAGS: [Row; 19] = [
     (&["build --cgroup-parent"], "systemd and delegation decide where groups are"),
     (&["build --cpu-period", "build --cpu-quota", "build --cpu-shares", "build -c"], BUILD_LIMITS),
     (&["build --cpuset-cpus", "build --cpuset-mems", "build --memory-swap"], BUILD_LIMITS),
-    (&["build --compress"], "the context is read where it is, and never sent"),
     (&["build --isolation"], "it is of Windows"),
     (&["build --security-opt"], BUILDER),
     (&["build --squash"], "layers are kept, for the cache; `hostel export` and `import` make one of all"),

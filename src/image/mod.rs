@@ -59,7 +59,7 @@ pub use remove::{ContainerUse, Pruned, Removal, prune, remove, tag};
 pub use save::{
     SaveFormat, Wanted as SaveWanted, save, save_directory, save_several, save_several_directory,
 };
-pub use several::{Annotations, annotate, name_several};
+pub use several::{Annotations, OCI_INDEX, annotate, name_several};
 pub use told::{tell, tell_tag};
 pub use transport::Source;
 

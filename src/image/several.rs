@@ -15,7 +15,8 @@ use super::reference::Reference;
 use crate::id::Digest;
 use crate::store::{NameEntry, OCI_MANIFEST, Several, Store, StoreError};
 
-pub(super) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// The media type of an image index (OCI image specification).
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// Annotations by key (image-spec, annotations.md).
 pub type Annotations = BTreeMap<String, String>;

@@ -166,7 +166,7 @@ fn what_docker_has_and_hostel_has_not_is_refused_by_name() {
         ("volume update x", 1, "Swarm"),
         ("rm --link a", 125, "no links"),
         ("start --checkpoint x y", 125, "CRIU"),
-        ("images --tree", 125, "one platform"),
+        ("images --tree", 125, "platforms"),
         ("build --squash .", 125, "layers are kept"),
         ("volume create --scope multi x", 125, "Swarm"),
         ("secret create --driver x a b", 125, "files of the store"),

@@ -37,6 +37,15 @@ enum Kind {
     Docker,
     /// An image of the store.
     Image,
+    /// Nothing but the steps.
+    CacheOnly,
+}
+
+/// What a registry got.
+pub(super) struct Written {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) is_index: bool,
 }
 
 impl Output {
@@ -90,13 +99,14 @@ impl Output {
                         "oci" => Kind::Oci { is_directory: false },
                         "docker" => Kind::Docker,
                         "image" => Kind::Image,
+                        "cacheonly" => Kind::CacheOnly,
                         "registry" => {
                             push = true;
                             Kind::Image
                         }
                         other => {
                             return Err(wrong(&format!(
-                                "the type {other:?} is none of local, tar, oci, docker, image and registry"
+                                "the type {other:?} is none of local, tar, oci, docker, image, registry and cacheonly"
                             )));
                         }
                     });
@@ -156,16 +166,16 @@ impl Output {
 
     /// Whether the result has to be an image of the store.
     pub(super) fn needs_image(&self) -> bool {
-        !matches!(self.kind, Kind::Local | Kind::Tar)
+        !matches!(self.kind, Kind::Local | Kind::Tar | Kind::CacheOnly)
     }
 
-    /// Writes the result there; gives the digest of what was pushed.
+    /// Writes the result there; tells what was pushed.
     pub(super) fn write(
         &self,
         store: &Store,
         result: &Finished,
         quiet: bool,
-    ) -> Result<Option<Digest>, CliError> {
+    ) -> Result<Option<Written>, CliError> {
         match self.kind {
             Kind::Local => {
                 let dest = self.dest.as_deref().unwrap_or(Path::new("."));
@@ -208,18 +218,20 @@ impl Output {
                 let wanted = SaveWanted { texts: &names, format: SaveFormat::DockerArchive, platform: None };
                 image::save(store, &wanted, &mut file, &path).map_err(image_problem)?;
             }
-            Kind::Docker | Kind::Image => {}
+            Kind::Docker | Kind::Image | Kind::CacheOnly => {}
         }
-        let mut digest = None;
+        let mut written = None;
         if self.push {
             for name in &result.names {
                 let show = Show::of_push(quiet);
                 let pushed = registry::push(store, &name.to_string(), &registry::Choice::default(), &show);
                 show.finish();
-                digest = pushed.map_err(image_problem)?.into_iter().next().map(|pushed| pushed.digest);
+                let is_index = result.builds.len() > 1;
+                let pushed = pushed.map_err(image_problem)?.into_iter().next();
+                written = pushed.map(|pushed| Written { digest: pushed.digest, size: pushed.size, is_index });
             }
         }
-        Ok(digest)
+        Ok(written)
     }
 
     fn open(&self) -> Result<(File, PathBuf), CliError> {
@@ -265,6 +277,7 @@ mod tests {
                 Output { dest: Some("o".into()), ..plain(Kind::Oci { is_directory: true }) },
             ),
             ("type=docker", plain(Kind::Docker)),
+            ("type=cacheonly", plain(Kind::CacheOnly)),
             (
                 "type=image,name=a,push=true,rewrite-timestamp=true",
                 Output {

@@ -14,6 +14,7 @@ pub mod expand;
 pub mod ignore;
 pub mod lines;
 mod mounts;
+pub mod outline;
 mod parse;
 
 pub use lines::{Directives, Document};
@@ -103,6 +104,8 @@ pub struct Stage {
     pub place: Place,
     /// The FROM as written.
     pub text: String,
+    /// Comments right above it.
+    pub comments: Vec<String>,
     /// What follows.
     pub instructions: Vec<Instruction>,
 }
@@ -114,6 +117,8 @@ pub struct Instruction {
     pub text: String,
     /// Its lines.
     pub place: Place,
+    /// Comments right above it.
+    pub comments: Vec<String>,
     /// What it does.
     pub kind: Kind,
 }

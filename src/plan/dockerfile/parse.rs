@@ -84,6 +84,11 @@ fn split(text: &str) -> (String, &str) {
 fn one(line: &Line, escape: char) -> Result<Instruction> {
     let wrong = |message: String| ParseError::new(line.place, message);
     let (name, rest) = split(&line.text);
+    if is_other_array(&name, rest, escape) {
+        return Err(wrong(
+            "when using JSON array syntax, arrays must be comprised of strings only".to_owned(),
+        ));
+    }
     let kind = match name.as_str() {
         "RUN" => Kind::Run(run(rest, line, escape)?),
         "COPY" | "ADD" => Kind::Copy(copy(&name, rest, line, escape)?),
@@ -102,7 +107,7 @@ fn one(line: &Line, escape: char) -> Result<Instruction> {
         name if NAMES.contains(&name) => config(name, rest, line, escape)?,
         _ => return Err(wrong(unknown(&name))),
     };
-    Ok(Instruction { text: line.text.clone(), place: line.place, kind })
+    Ok(Instruction { text: line.text.clone(), place: line.place, comments: line.comments.clone(), kind })
 }
 
 fn unknown(name: &str) -> String {
@@ -269,8 +274,27 @@ fn from(rest: &str, line: &Line) -> Result<Stage> {
         name,
         place: line.place,
         text: line.text.clone(),
+        comments: line.comments.clone(),
         instructions: Vec::new(),
     })
+}
+
+/// Whether an instruction that may have a JSON array has one of something else than strings: never what was meant.
+fn is_other_array(name: &str, rest: &str, escape: char) -> bool {
+    let rest = match name {
+        "RUN" | "CMD" | "ENTRYPOINT" | "SHELL" | "VOLUME" | "ADD" | "COPY" => flags(rest, escape).1,
+        "HEALTHCHECK" => match split(flags(rest, escape).1) {
+            (kind, words) if kind == "CMD" => words,
+            _ => return false,
+        },
+        "ONBUILD" => {
+            let (trigger, words) = split(rest);
+            return trigger != "ONBUILD" && is_other_array(&trigger, words, escape);
+        }
+        _ => return false,
+    };
+    let is_array = rest.starts_with('[') && serde_json::from_str::<Vec<serde_json::Value>>(rest).is_ok();
+    is_array && exec_form(rest).is_none()
 }
 
 /// A JSON array of strings, if it is one.

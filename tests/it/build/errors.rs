@@ -30,6 +30,14 @@ fn what_is_wrong_is_told_before_anything_is_done() {
             "dockerfile parse error on line 2: unknown instruction: RUNN (did you mean RUN?)",
         ),
         ("FROM busybox\nCOPY nosuch /\n", "\"/nosuch\": not found"),
+        ("FROM busybox\nCOPY nosuch /\n", "#4 [2/2] COPY nosuch /\n#4 ERROR: failed to compute cache key"),
+        (
+            "FROM busybox\nCMD [\"a\", [\"b\"]]\n",
+            "line 2: when using JSON array syntax, arrays must be comprised",
+        ),
+        ("FROM busybox\nRUN [\"a\", 1]\n", "arrays must be comprised of strings only"),
+        ("FROM busybox\nONBUILD CMD [null]\n", "arrays must be comprised of strings only"),
+        ("FROM busybox\nHEALTHCHECK --timeout=1s CMD [1]\n", "arrays must be comprised of strings only"),
         ("FROM nosuch-image\n", "docker.io/library/nosuch-image:latest"),
         ("FROM busybox\nCOPY --from=nosuch-image /a /b\n", "docker.io/library/nosuch-image:latest"),
         ("FROM busybox\nRUN --security=insecure true\n", "security.insecure is not allowed"),
@@ -63,6 +71,8 @@ fn flags_that_cannot_be_honoured_are_refused_by_name() {
         ("--allow security.insecure", "--allow"),
         ("--secret id=x,src=/nosuch", "invalid secret"),
         ("-o type=what", "is none of"),
+        ("--call what", "it is build, check, outline or targets"),
+        ("--build-context a=ftp://x/y", "a git repository or a tar of the web"),
         ("--push", "tag is needed when pushing to registry"),
     ] {
         let done = h.run(&format!("build {flag} {}", dir.display()));
@@ -81,4 +91,50 @@ fn check_tells_and_builds_nothing() {
     assert!(done.stdout.contains("WARNING: WorkdirRelativePath"), "{}", done.stdout);
     let dir = context(&h, "d", &[("Dockerfile", "FROM busybox\nRUN exit 1\n")]);
     h.run(&format!("build --check {}", dir.display())).ok().stdout("Check complete, no warnings found.\n");
+}
+
+#[test]
+fn a_call_tells_of_targets_and_what_they_take() {
+    let h = Hostel::empty();
+    let text = "FROM busybox AS base\n# V which one\nARG V=1\nRUN --mount=type=secret,id=token true\n\
+        # app the program\nFROM base AS app\nRUN --mount=type=ssh,required true\n";
+    let dir = context(&h, "c", &[("Dockerfile", text)]);
+    let call = |flags: &str| h.run(&format!("build {flags} {}", dir.display())).ok().stdout.clone();
+    assert_eq!(call("--call=targets"), "TARGET        DESCRIPTION\nbase\napp (default) the program\n");
+    assert_eq!(
+        call("--call outline --build-arg V=2"),
+        "TARGET:      app\nDESCRIPTION: the program\n\nBUILD ARG   VALUE   DESCRIPTION\nV           2       which one\n\n\
+         SECRET   REQUIRED\ntoken\n\nSSH       REQUIRED\ndefault   true\n\n"
+    );
+    let json: serde_json::Value =
+        serde_json::from_str(&call("--call outline,format=json --target base")).unwrap();
+    assert_eq!(
+        json,
+        serde_json::json!({
+            "name": "base", "args": [{ "name": "V", "value": "1", "description": "which one" }],
+            "secrets": [{ "name": "token" }],
+        })
+    );
+    h.run(&format!("build --call outline --target no {}", dir.display())).fails(1, &["could not be found"]);
+    h.run("images -aq").ok().stdout("");
+}
+
+#[test]
+fn flags_that_change_nothing_here_are_taken() {
+    let h = Hostel::empty();
+    let dir = context(&h, "c", &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]);
+    let told = dir.join("told");
+    h.run(&format!(
+        "build -D --compress --allow network.host --metadata-file {} {}",
+        told.display(),
+        dir.display()
+    ))
+    .ok();
+    let told: serde_json::Value = serde_json::from_slice(&std::fs::read(&told).unwrap()).unwrap();
+    let descriptor = &told["containerimage.descriptor"];
+    assert_eq!(descriptor["digest"], told["containerimage.digest"]);
+    assert_eq!(descriptor["mediaType"], "application/vnd.oci.image.manifest.v1+json");
+    h.run("image prune -f").ok();
+    h.run(&format!("build -o type=cacheonly -t x {}", dir.display())).ok();
+    h.run("images -aq").ok().stdout("");
 }

@@ -105,4 +105,13 @@ fn a_repository_is_a_context() {
     h.run(&format!("build -t x http://{}/r.git#v1:sub", server.host())).ok();
     h.run("run --rm x cat /f").ok().stdout("in sub\n");
     h.run(&format!("build http://{}/r.git#v2", server.host())).fails(1, &["failed to fetch"]);
+    // And one beside the context, for COPY and for mounts; it goes with the build.
+    let text = "FROM busybox\nCOPY --from=other f /copied\nRUN --mount=type=bind,from=other,target=/m cp /m/f /bound\n";
+    let dir = context(&h, "c", &[("Dockerfile", text)]);
+    let url = format!("http://{}/r.git", server.host());
+    h.run(&format!("build -t y --build-context other={url}#v1:sub {}", dir.display())).ok();
+    h.run("run --rm y cat /copied /bound").ok().stdout("in sub\nin sub\n");
+    assert_eq!(fs::read_dir(h.root().join("builds/run")).unwrap().count(), 0);
+    h.run(&format!("build --build-context other={url}#v2 {}", dir.display()))
+        .fails(1, &["context other", "failed to fetch"]);
 }
