@@ -86,12 +86,36 @@ pub(super) fn candidates(
 ) -> Result<Vec<Candidate>> {
     let is_docker = !matches!(wanted, Wanted::One(Some(_)));
     match files.read("manifest.json", MAX_MANIFEST_BYTES)? {
-        Some(manifest) if is_docker => docker_candidates(files, &manifest, wanted),
+        Some(manifest) if is_docker => match asked {
+            None => docker_candidates(files, &manifest, wanted),
+            Some(asked) => docker_candidates_for(files, &manifest, wanted, asked),
+        },
         _ => match files.read("index.json", MAX_MANIFEST_BYTES)? {
             Some(index) => layout_candidates(files, &index, wanted, asked),
             None => Err(ImageError::NoImage { path: files.path().to_owned() }),
         },
     }
+}
+
+/// As [`docker_candidates`], for a platform. What was written with all of an image's platforms has one in
+/// manifest.json, and all in index.json.
+fn docker_candidates_for(
+    files: &Files,
+    manifest: &[u8],
+    wanted: Wanted<'_>,
+    asked: &Platform,
+) -> Result<Vec<Candidate>> {
+    let found = match files.read("index.json", MAX_MANIFEST_BYTES)? {
+        Some(index) => layout_candidates(files, &index, wanted, Some(asked))?,
+        None => docker_candidates(files, manifest, wanted)?,
+    };
+    let platform = |one: &Candidate| Platform::of(one.configuration.os(), one.configuration.architecture());
+    let platforms: Vec<_> = found.iter().map(|one| Some(platform(one))).collect();
+    let fitting: Vec<_> = found.into_iter().filter(|one| asked.is_met_by(&platform(one))).collect();
+    if fitting.is_empty() {
+        return Err(ImageError::no_platform(files.path().to_owned(), Some(asked), &platforms));
+    }
+    Ok(fitting)
 }
 
 fn docker_candidates(files: &Files, manifest: &[u8], wanted: Wanted<'_>) -> Result<Vec<Candidate>> {

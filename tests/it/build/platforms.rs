@@ -162,9 +162,16 @@ fn an_image_of_several_platforms_is_saved_with_all_of_them() {
     h.run("rmi x:1").ok();
     h.run(&format!("load -i {}", place("d.tar"))).ok();
     assert_eq!(config(&h, "x:1")["Architecture"], "amd64");
+    h.run("rmi x:1").ok();
+    h.run(&format!("load --platform linux/arm64 -i {}", place("d.tar"))).ok();
+    assert_eq!(config(&h, "x:1")["Architecture"], "arm64");
+    h.run(&format!("load --platform linux/s390x -i {}", place("d.tar"))).code(1).stderr_has("linux/s390x");
+    h.run(&format!("load -i {}", place("d.tar"))).ok();
     h.run(&format!("save --platform linux/arm64 -o {} x:1", place("no.tar")))
         .code(1)
         .stderr_has("linux/arm64");
+    h.run(&format!("save -o {} x:1", place("own.tar"))).ok();
+    h.run(&format!("load --platform linux/arm64 -i {}", place("own.tar"))).code(1).stderr_has("linux/amd64");
 }
 
 #[test]
