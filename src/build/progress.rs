@@ -56,6 +56,8 @@ struct Vertex {
     tail: Vec<u8>,
     shown_bytes: usize,
     headed: bool,
+    /// What a terminal shows below it while it goes on.
+    note: Option<String>,
 }
 
 impl Progress {
@@ -92,6 +94,7 @@ impl Progress {
             tail: Vec::new(),
             shown_bytes: 0,
             headed: false,
+            note: None,
         };
         self.vertices.insert(number, vertex);
         match self.look {
@@ -127,7 +130,13 @@ impl Progress {
             Look::RawJson => raw(
                 &json!({ "statuses": [{ "id": text, "vertex": digest(number), "name": text, "timestamp": Timestamp::now().to_string() }] }),
             ),
-            Look::Terminal | Look::Quiet => {}
+            Look::Terminal => {
+                if let Some(vertex) = self.vertices.get_mut(&number) {
+                    vertex.note = Some(text.to_owned());
+                }
+                self.draw(false);
+            }
+            Look::Quiet => {}
         }
     }
 
@@ -312,6 +321,9 @@ impl Progress {
             let reset = if colour.is_empty() { "" } else { "\x1b[0m" };
             lines.push(format!("{colour}{text}{}{time}{reset}", " ".repeat(fill)));
             if vertex.took.is_none() {
+                if let Some(note) = &vertex.note {
+                    lines.push(format!(" => => {note}").chars().take(columns).collect());
+                }
                 let tail = String::from_utf8_lossy(&vertex.tail);
                 let all: Vec<&str> = tail.lines().collect();
                 for line in &all[all.len().saturating_sub(TTY_LINES)..] {

@@ -14,6 +14,7 @@ use crate::build::{
 };
 use crate::image::{self, Annotations, Member, Platform, PullPolicy, Reason, Reference, Several};
 use crate::plan::NetworkMode;
+use crate::plan::dockerfile::ignore::Ignore;
 use crate::plan::dockerfile::{self, check};
 use crate::plan::request::Limits;
 use crate::store::{OCI_MANIFEST, Store};
@@ -188,9 +189,9 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     }
     if let Ok(file) = dockerfile::parse(&found.text)
         && check::is_error(&file)
-        && !check::warnings(&file).is_empty()
+        && !check::warnings(&file, &found.ignore).is_empty()
     {
-        tell_warnings(&found.text);
+        tell_warnings(&found.text, &found.ignore);
         return Err(CliError::new(
             "failed to build: failed to solve: lint violation found for rules: see above",
         ));
@@ -224,7 +225,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let exported = build::cache::export(&store, &cache_to, &steps, &mut progress);
     progress.finish();
     if !matches!(look(args), Look::Quiet | Look::RawJson) {
-        tell_warnings(&request.text);
+        tell_warnings(&request.text, &request.ignore);
     }
     for name in unused {
         eprintln!("[Warning] One or more build-args [{name}] were not consumed");
@@ -473,9 +474,9 @@ fn ssh(text: &str) -> Result<Ssh, CliError> {
 }
 
 /// What `--check` would tell, a line each.
-fn tell_warnings(text: &str) {
+fn tell_warnings(text: &str, ignore: &Ignore) {
     let Ok(file) = dockerfile::parse(text) else { return };
-    let warnings = check::warnings(&file);
+    let warnings = check::warnings(&file, ignore);
     if warnings.is_empty() {
         return;
     }

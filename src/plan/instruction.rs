@@ -11,8 +11,8 @@ use thiserror::Error;
 use super::dockerfile::expand::ExpandError;
 pub use super::dockerfile::expand::Scope;
 use super::dockerfile::lines;
-use super::port::{parse_range, split_protocol};
-use super::{Protocol, mount, signal};
+use super::port::parse_range;
+use super::{mount, signal};
 
 /// A configuration: the `config` object of an image's JSON (image-spec, config.md).
 pub type Config = Map<String, Value>;
@@ -264,12 +264,24 @@ fn expose(config: &mut Config, scope: Scope<'_>, text: &str) -> Result<()> {
     }
     for word in words {
         let wrong = || InstructionError::Port(word.clone());
-        let (range, protocol) = split_protocol(&word).map_err(|_| wrong())?;
-        let range = parse_range(range).map_err(|_| wrong())?;
-        let protocol = match protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
+        let (ports, protocol) = word.split_once('/').unwrap_or((&word, "tcp"));
+        let protocol = if protocol.is_empty() { "tcp".to_owned() } else { protocol.to_ascii_lowercase() };
+        if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
+            return Err(wrong());
+        }
+        // Docker takes what `run -p` takes, and keeps the container's port of it.
+        let (published, ports) = ports.rsplit_once(':').unwrap_or(("", ports));
+        let (address, host) = match published.rsplit_once(':') {
+            _ if published.ends_with(']') => (published, ""),
+            Some((address, host)) => (address, host),
+            None => ("", published),
         };
+        let address = address.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(address);
+        let is_address = address.is_empty() || address.parse::<std::net::IpAddr>().is_ok();
+        if !is_address || !(host.is_empty() || parse_range(host).is_ok()) {
+            return Err(wrong());
+        }
+        let range = parse_range(ports).map_err(|_| wrong())?;
         for port in range {
             insert(config, "ExposedPorts", format!("{port}/{protocol}"), json!({}));
         }
@@ -461,6 +473,11 @@ mod tests {
                 json!({"ExposedPorts": {"80/tcp": {}, "53/udp": {}, "8000/tcp": {}, "8001/tcp": {}, "8002/tcp": {}}}),
             ),
             (
+                json!({}),
+                &["EXPOSE 127.0.0.1:8080:81/TCP [::1]:82 8000-8001:90-91/sctp"],
+                json!({"ExposedPorts": {"81/tcp": {}, "82/tcp": {}, "90/sctp": {}, "91/sctp": {}}}),
+            ),
+            (
                 json!({"Labels": null}),
                 &["LABEL a=1 \"b c\"='d e'"],
                 json!({"Labels": {"a": "1", "b c": "d e"}}),
@@ -505,6 +522,8 @@ mod tests {
             ("ENV A=\"x", "unexpected end of statement"),
             ("ENV A=${", "failed to process: syntax error"),
             ("EXPOSE x", "Invalid containerPort: x"),
+            ("EXPOSE x:80:80", "Invalid containerPort: x:80:80"),
+            ("EXPOSE 80/what", "Invalid containerPort: 80/what"),
             ("STOPSIGNAL NOPE", "Invalid signal: NOPE"),
             ("ONBUILD FROM x", "FROM isn't allowed as an ONBUILD trigger"),
             ("HEALTHCHECK CMD", "HEALTHCHECK: missing command after CMD"),

@@ -86,7 +86,7 @@ impl Call {
 
     /// Tells what is better not done.
     fn check(self, found: &build::Context, file: &Dockerfile) -> Outcome {
-        let warnings = check::warnings(file);
+        let warnings = check::warnings(file, &found.ignore);
         let exit = if warnings.is_empty() { Exit::Success } else { Exit::Failure };
         if self.is_json {
             let line = |number: usize| json!({ "line": number });

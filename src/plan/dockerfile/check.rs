@@ -3,8 +3,9 @@
 
 use std::collections::BTreeSet;
 
+use super::ignore::Ignore;
 use super::lines::{BLANKS, Line};
-use super::{Dockerfile, Kind, Place, Warning};
+use super::{Dockerfile, Kind, Place, Warning, check_names};
 
 /// What the text alone shows: instructions in mixed case.
 pub(super) fn casing(lines: &[Line]) -> Vec<Warning> {
@@ -24,10 +25,20 @@ pub(super) fn casing(lines: &[Line]) -> Vec<Warning> {
     warnings
 }
 
-/// All that can be told without building.
+/// All that can be told without building; `ignore` is what of the context is left out.
 #[must_use]
-pub fn warnings(file: &Dockerfile) -> Vec<Warning> {
+pub fn warnings(file: &Dockerfile, ignore: &Ignore) -> Vec<Warning> {
     let mut found = file.warnings.clone();
+    found.extend(check_names::bases(file));
+    for instruction in file.stages.iter().flat_map(|stage| &stage.instructions) {
+        match &instruction.kind {
+            Kind::Copy(copy) => found.extend(check_names::ignored(copy, ignore, instruction.place)),
+            Kind::Config { name, rest } if name == "EXPOSE" => {
+                found.extend(check_names::ports(rest, instruction.place));
+            }
+            _ => {}
+        }
+    }
     let mut push = |rule, message: String, place: Place| found.push(Warning::new(rule, message, place));
     let mut names: BTreeSet<&str> = BTreeSet::new();
     for stage in &file.stages {

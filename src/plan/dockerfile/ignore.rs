@@ -102,6 +102,12 @@ impl Ignore {
         self.patterns.is_empty()
     }
 
+    /// Whether some patterns bring back what others leave out.
+    #[must_use]
+    pub fn has_exceptions(&self) -> bool {
+        self.has_exceptions
+    }
+
     /// Whether a path (no slash in front) is left out. `parent` is the answer for the directory that it
     /// is in, pattern by pattern: see [`Matched`].
     #[must_use]

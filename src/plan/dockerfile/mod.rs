@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use thiserror::Error;
 
 pub mod check;
+mod check_names;
 pub mod expand;
 pub mod ignore;
 pub mod lines;

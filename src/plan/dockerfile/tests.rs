@@ -1,6 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![expect(clippy::panic, reason = "a test says what went wrong by panicking")]
 
+use super::ignore::Ignore;
 use super::*;
 
 fn stage(text: &str) -> Vec<Instruction> {
@@ -250,7 +251,7 @@ fn a_picture_shows_the_lines() {
 #[test]
 fn checks_tell_what_buildkits_do() {
     let text = "FROM --platform=linux/amd64 a as Build\nfrom b AS build\nWORKDIR x\nENV K v\nARG DB_PASSWORD\nCMD a\nCMD [\"b\"]\nMAINTAINER me\nRUN a \\\n\n b\n";
-    let found: Vec<_> = check::warnings(&parse(text).unwrap())
+    let found: Vec<_> = check::warnings(&parse(text).unwrap(), &Ignore::default())
         .into_iter()
         .map(|warning| (warning.rule, warning.place.first))
         .collect();
@@ -275,5 +276,5 @@ fn checks_tell_what_buildkits_do() {
     expected.sort_unstable();
     assert_eq!(sorted, expected);
     let skipped = format!("# check=skip=all\n{text}");
-    assert!(check::warnings(&parse(&skipped).unwrap()).is_empty());
+    assert!(check::warnings(&parse(&skipped).unwrap(), &Ignore::default()).is_empty());
 }
