@@ -728,7 +728,12 @@ impl Containers {
         let path = self.path(&record.id);
         fs::rename(&path, &grave).map_err(|source| Self::gone_or_io(&record.id, "remove", &path, source))?;
         if self.named(record.name.as_str()).as_ref() == Some(&record.id) {
-            self.release_name(&record.name);
+            // Moved, not removed: whoever waits for the end need not wait until a filesystem has given back a
+            // block, which took a millisecond where it tells the disk (mount(8), discard).
+            let name = self.dir.join(NAMES).join(record.name.as_str());
+            if fs::rename(name, grave.join(NAMES)).is_err() {
+                self.release_name(&record.name);
+            }
         }
         Ok(grave)
     }
@@ -753,7 +758,10 @@ impl Containers {
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
             if name.starts_with(".rm-") {
-                found.push(entry.path());
+                // Its lock goes last: one that is held is about to be removed by whoever holds it.
+                if !is_held(&entry.path().join("lock")) {
+                    found.push(entry.path());
+                }
             } else if name.starts_with(".lock-") {
                 if !is_file_locked(&entry.path()).unwrap_or(true) {
                     let _ = fs::remove_file(entry.path()); // whoever is first; gone is as good
@@ -808,8 +816,12 @@ impl Drop for StagedTree {
 /// Whether a half made container has lost its maker, who holds its lock all the time: first beside
 /// the directory, then in it. Asked in this order, a move between the two questions is not missed.
 fn is_abandoned(gate: &Path, staging: &Path) -> bool {
-    let is_held = |path: &Path| is_file_locked(path).unwrap_or(false); // not there: not held
     !is_held(gate) && !is_held(&staging.join("lock"))
+}
+
+/// Whether somebody lives who holds a container's lock; one that is not there is not held.
+fn is_held(lock: &Path) -> bool {
+    is_file_locked(lock).unwrap_or(false)
 }
 
 /// A new file that is locked before it has a name, so that nobody ever finds it unlocked while its
@@ -989,4 +1001,23 @@ fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
         .and_then(|mut file| file.write_all(&text))
         .and_then(|()| fs::rename(&temp, path))
         .map_err(io_error("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    #[test]
+    fn what_somebody_is_about_to_remove_is_no_left_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let containers = Containers::new(dir.path());
+        let grave = dir.path().join("containers/.rm-abc");
+        fs::create_dir_all(&grave).unwrap();
+        let lock = locked_file(&grave, &grave.join("lock")).unwrap();
+        assert_eq!(containers.leftovers().unwrap(), Vec::<PathBuf>::new());
+        drop(lock);
+        assert_eq!(containers.leftovers().unwrap(), [grave]);
+    }
 }

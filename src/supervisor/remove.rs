@@ -64,13 +64,26 @@ pub fn anonymous_volumes(root: &Path, record: &Record, maps: &IdMaps) -> Result<
 
 /// As the caller: enough unless ids of a range own something.
 fn remove_own(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
+    match remove_lock_last(path) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             open_up(path);
-            fs::remove_dir_all(path)
+            remove_lock_last(path)
         }
         other => other,
     }
+}
+
+/// A container's lock, held, says to [`Containers::leftovers`] that somebody is about to remove the rest.
+fn remove_lock_last(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else if entry.file_name() != "lock" {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_dir_all(path)
 }
 
 /// Makes the caller's own directories passable: overlayfs leaves one of mode 0 behind, and a
@@ -95,16 +108,22 @@ fn remove_mapped(path: &Path, maps: &IdMaps) -> io::Result<()> {
         Fork::Child => {
             drop(ours);
             let mut byte = [0_u8; 1];
-            let ready = nix::unistd::read(&theirs, &mut byte) == Ok(1);
+            // The helpers that write its maps look at the owner of its files in /proc, which is root's for the
+            // child of a keeper that hides. This one holds nothing that must be hidden.
+            let shown = sys::process::set_dumpable(true).is_ok()
+                && sys::fd::send_with_fds(theirs.as_fd(), &byte, &[]).is_ok();
+            let ready = shown && nix::unistd::read(&theirs, &mut byte) == Ok(1);
             let (gid, uid) = (Gid::from_raw(0), Uid::from_raw(0));
             let done = ready
                 && setresgid(gid, gid, gid).is_ok()
                 && setresuid(uid, uid, uid).is_ok()
-                && (fs::remove_dir_all(path).is_ok() || !path.exists());
+                && (fs::remove_dir_all(path).is_ok() || path.try_exists().is_ok_and(|exists| !exists));
             sys::process::exit_now(i32::from(!done))
         }
         Fork::Parent(child) => {
             drop(theirs);
+            // Without an answer the maps are refused, with better words.
+            let _ = nix::unistd::read(&ours, &mut [0]);
             let mapped = maps.begin(child.pid).and_then(crate::sandbox::idmap::Writing::finish);
             if mapped.is_ok() {
                 sys::fd::send_with_fds(ours.as_fd(), &[1], &[])?;
