@@ -303,8 +303,9 @@ fn start(
     for attempt in 0.. {
         let lock = wait_for_lock(containers, record)?;
         let attach = Some(Attach { stdin: false, size: None });
-        let Launched { keeper, stream } = supervisor::launch(containers, record, saved, lock, attach)
-            .map_err(|error| Problem::chain(&error))?;
+        let Launched { keeper, stream, .. } =
+            supervisor::launch(containers, record, saved, lock, attach, None)
+                .map_err(|error| Problem::chain(&error))?;
         let keeper = Client::from_launch(keeper);
         match keeper.receive()? {
             Some(Reply::Started { .. }) => {}

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use jiff::Timestamp;
 
+use crate::sandbox::ahead::Ahead;
 use crate::store::Store;
 use crate::store::containers::{Containers, Record, State, Status};
 use crate::sys;
@@ -313,11 +314,12 @@ pub fn main() -> ExitCode {
         print!("{}", help::overview(&command));
         return ExitCode::SUCCESS;
     }
+    let ahead = run::make_ahead(&arguments);
     let cli = match switches::try_parse_from::<Cli>(&arguments) {
         Ok(cli) => cli,
         Err(error) => return usage(&error, &arguments),
     };
-    let outcome = configure(cli.root).and_then(|ctx| dispatch(&ctx, cli.verb));
+    let outcome = configure(cli.root).and_then(|ctx| dispatch(&ctx, cli.verb, ahead));
     match outcome {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => {
@@ -371,9 +373,9 @@ fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     ExitCode::from(if error.use_stderr() { Exit::Engine.code() } else { Exit::Success.code() })
 }
 
-fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
+fn dispatch(ctx: &Context, verb: Verb, ahead: Option<Ahead>) -> Outcome {
     match verb {
-        Verb::Run(args) => run::run(ctx, *args),
+        Verb::Run(args) => run::run(ctx, *args, ahead),
         Verb::Create(args) => create::run(ctx, *args),
         Verb::Start(args) => start::run(ctx, &args),
         Verb::Stop(args) => stop::run(ctx, &args),
@@ -415,7 +417,7 @@ fn dispatch(ctx: &Context, verb: Verb) -> Outcome {
         Verb::Import(args) | Verb::Image(ImageVerb::Import(args)) => import::run(ctx, &args),
         Verb::Container(ContainerVerb::Inspect(args)) => inspect::run_container(ctx, &args),
         Verb::Container(ContainerVerb::Prune(args)) => prune::run(ctx, &args),
-        Verb::Container(other) => dispatch(ctx, other.into()),
+        Verb::Container(other) => dispatch(ctx, other.into(), ahead),
         Verb::Images(args) | Verb::Image(ImageVerb::Ls(args)) => images::run(ctx, &args),
         Verb::Load(args) | Verb::Image(ImageVerb::Load(args)) => load::run(ctx, &args),
         Verb::Save(args) | Verb::Image(ImageVerb::Save(args)) => save::run(ctx, &args),

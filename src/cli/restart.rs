@@ -32,7 +32,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         let record = containers.find(reference)?;
         stop(&containers, &record, asked, args.timeout)?;
         let saved: Saved = containers.plan(&record.id)?;
-        start(&containers, &record, saved, None)?;
+        start(&containers, &record, saved, None, None)?;
         containers.tell(&record, "restart", &[]);
         println!("{reference}");
         Ok(())

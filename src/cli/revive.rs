@@ -39,7 +39,7 @@ pub fn start_all(ctx: &Context, args: &StartAllArgs) -> Outcome {
         }
         if args.dry_run {
             println!("{}", record.name);
-        } else if let Err(error) = start(&containers, &record, saved, None) {
+        } else if let Err(error) = start(&containers, &record, saved, None, None) {
             eprintln!("{}", CliError::new(format!("{}: {}", record.name, error.message())).render());
             exit = Exit::Failure;
         } else {

@@ -1,5 +1,6 @@
 //! Create and run a new container from an image
 
+use std::ffi::OsString;
 use std::io::IsTerminal as _;
 
 use super::create::create_container;
@@ -8,6 +9,7 @@ use super::run_args::{Caller, RunArgs};
 use super::{CliError, Context, Exit, Outcome};
 use crate::plan::WriteMode;
 use crate::plan::request::{StdioRequest, Stream};
+use crate::sandbox::ahead::Ahead;
 use crate::sandbox::idmap::{Facts, Wanted, choose};
 use crate::sandbox::{Failure, Stage};
 use crate::store::containers::{ContainerError, Containers, LOCK_ATTEMPTS, LOCK_WAIT, Lock, Record};
@@ -27,7 +29,7 @@ pub struct Args {
 ///
 /// # Errors
 /// 125 for the engine's, 126 and 127 for the command's; else the container's exit code is the result.
-pub fn run(ctx: &Context, args: Args) -> Outcome {
+pub fn run(ctx: &Context, args: Args, ahead: Option<Ahead>) -> Outcome {
     let request = args.run.into_request(&Caller::current("run")?)?;
     let stdio = &request.stdio;
     if stdio.tty && stdio.interactive && !stdio.detach && !std::io::stdin().is_terminal() {
@@ -39,7 +41,7 @@ pub fn run(ctx: &Context, args: Args) -> Outcome {
     })?;
     let containers = Containers::new(&ctx.root);
     let attached = !stdio.detach;
-    let result = start(&containers, &record, saved, attached.then(|| wanted(stdio)));
+    let result = start(&containers, &record, saved, attached.then(|| wanted(stdio)), ahead);
     let (keeper, stream) = match result {
         Ok(started) => started,
         Err(error) => {
@@ -58,6 +60,20 @@ pub fn run(ctx: &Context, args: Args) -> Outcome {
         Some(stream) => follow(&keeper, Channel::Stream(stream), &options),
         None => Ok(Exit::Success),
     }
+}
+
+/// The namespaces that a container has if nothing is odd about it, made beside all that comes before they are
+/// wanted: begun before the command line is understood, which takes a third of that time. What is guessed wrong
+/// here is not used.
+#[must_use]
+pub fn make_ahead(arguments: &[OsString]) -> Option<Ahead> {
+    let words: Vec<&str> = arguments.iter().skip(1).filter_map(|argument| argument.to_str()).collect();
+    let (["run", flags @ ..] | ["container", "run", flags @ ..]) = &words[..] else { return None };
+    if flags.iter().any(|flag| flag.starts_with("--userns") || *flag == "--help") {
+        return None;
+    }
+    let own_network = !flags.iter().any(|flag| flag.ends_with("host") || flag.contains("container:"));
+    Ahead::begin(choose(&Facts::gather(), Wanted::Usual), own_network)
 }
 
 /// What of our stdio the container gets.
@@ -134,16 +150,24 @@ pub fn start(
     record: &Record,
     mut saved: Saved,
     attach: Option<Attach>,
+    mut ahead: Option<Ahead>,
 ) -> Result<(Client, Option<std::os::fd::OwnedFd>), CliError> {
     if let Some(notice) = supervisor::notice(containers, &saved) {
         eprintln!("NOTE: {notice}");
     }
     for attempt in 0.. {
         let lock = lock(containers, record)?;
-        let Launched { keeper, stream } =
-            supervisor::launch(containers, record, &saved, lock, attach).map_err(launch_error)?;
+        let Launched { keeper, stream, ahead } =
+            supervisor::launch(containers, record, &saved, lock, attach, ahead.take())
+                .map_err(launch_error)?;
         let keeper = Client::from_launch(keeper);
-        match keeper.receive()? {
+        // While nothing is to be done: what is mapped makes this command's end the longer.
+        sys::memory::release_code();
+        let reply = keeper.receive()?;
+        if let Some(ahead) = ahead {
+            ahead.leave();
+        }
+        match reply {
             Some(Reply::Started { .. }) => return Ok((keeper, stream)),
             Some(Reply::Failed(failure)) => {
                 if failure.stage == Stage::Overlay && saved.write_mode == WriteMode::Auto && attempt == 0 {

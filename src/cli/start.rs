@@ -39,7 +39,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         let record = containers.find(reference)?;
         if !containers.status(&record.id)?.is_live() {
             let saved: Saved = containers.plan(&record.id)?;
-            start(&containers, &record, saved, None)?;
+            start(&containers, &record, saved, None, None)?;
         }
         println!("{reference}");
         Ok(())
@@ -55,7 +55,7 @@ fn attached(containers: &Containers, reference: &str, args: &Args) -> Outcome {
     let terminal = saved.request.stdio.tty;
     let stdin = args.interactive && saved.plan.stdin_open;
     let attach = Attach { stdin, size: if terminal { own_size() } else { None } };
-    let (keeper, stream) = start(containers, &record, saved, Some(attach))?;
+    let (keeper, stream) = start(containers, &record, saved, Some(attach), None)?;
     let options = relay::Options {
         stdin,
         terminal,

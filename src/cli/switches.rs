@@ -1,6 +1,7 @@
 //! `--rm=false`: Go's way of writing switches, which scripts use and clap's flags refuse.
 
 use std::ffi::OsString;
+use std::mem::ManuallyDrop;
 
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
@@ -30,7 +31,9 @@ fn matches(command: impl Fn() -> Command, arguments: &[OsString]) -> Result<ArgM
     if arguments.len() < 2 || arguments.iter().any(asks_for_help) {
         return command().try_get_matches_from(arguments);
     }
-    match lazy().try_get_matches_from(arguments) {
+    // Some 2,000 small pieces that the end of the process frees at once.
+    let mut plain = ManuallyDrop::new(lazy());
+    match plain.try_get_matches_from_mut(arguments) {
         // A group of verbs without a verb: its help.
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             command().try_get_matches_from(arguments)

@@ -16,6 +16,7 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
+pub mod ahead;
 pub mod command;
 pub mod copy;
 pub mod copyup;

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
+use nix::unistd::Pid;
 
 use crate::sys;
 
@@ -35,9 +36,21 @@ impl Namespaces {
     /// # Errors
     /// As open(2).
     pub fn own(kinds: CloneFlags) -> Result<Self, Errno> {
+        Self::in_proc("self", kinds)
+    }
+
+    /// Those of another process.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn of_process(pid: Pid, kinds: CloneFlags) -> Result<Self, Errno> {
+        Self::in_proc(&pid.to_string(), kinds)
+    }
+
+    fn in_proc(process: &str, kinds: CloneFlags) -> Result<Self, Errno> {
         let wanted = KINDS.into_iter().filter(|(kind, _)| kinds.contains(*kind));
         let opened = wanted.map(|(kind, name)| {
-            let path = format!("/proc/self/ns/{name}");
+            let path = format!("/proc/{process}/ns/{name}");
             Ok((kind, open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?))
         });
         Ok(Self(opened.collect::<Result<_, Errno>>()?))

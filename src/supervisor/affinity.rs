@@ -16,8 +16,7 @@ pub struct Together {
 }
 
 impl Together {
-    /// Moves both to the CPU of the caller. The server must not have started its threads: they
-    /// inherit it.
+    /// Moves both to the CPU of the caller. Threads that the server starts later inherit it.
     ///
     /// Only speed depends on it: where it is refused they stay apart.
     #[must_use]
@@ -27,6 +26,7 @@ impl Together {
         one.set(sched_getcpu().ok()?).ok()?;
         sched_setaffinity(server, &one).ok()?;
         let together = Self { allowed, init, server };
+        together.move_threads(&one);
         if sched_setaffinity(init, &one).is_err() {
             together.part();
             return None;
@@ -38,10 +38,15 @@ impl Together {
     pub fn part(self) {
         // One that has ended needs no CPU.
         let _ = sched_setaffinity(self.init, &self.allowed);
+        self.move_threads(&self.allowed);
+    }
+
+    /// Moves every thread of the server.
+    fn move_threads(self, cpus: &CpuSet) {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.server));
         let threads = tasks.into_iter().flatten().flatten();
         for thread in threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
-            let _ = sched_setaffinity(Pid::from_raw(thread), &self.allowed);
+            let _ = sched_setaffinity(Pid::from_raw(thread), cpus);
         }
     }
 }

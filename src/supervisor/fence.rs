@@ -37,8 +37,8 @@ const RIGHTS: ABI = ABI::V5;
 ///
 /// # Errors
 /// What was refused; a kernel without Landlock is no error.
-pub fn enter(paths: &Paths, filter: &Program) -> Result<(), String> {
-    Fence::new(paths)?.raise(filter)
+pub fn enter(paths: &Paths) -> Result<(), String> {
+    Fence::new(paths)?.raise()
 }
 
 /// A fence whose paths have been opened: their names need not be there any more when it is raised.
@@ -61,7 +61,9 @@ impl Fence {
     ///
     /// # Errors
     /// What was refused; a kernel without Landlock is no error.
-    pub fn raise(self, filter: &Program) -> Result<(), String> {
+    pub fn raise(self) -> Result<(), String> {
+        let filter =
+            filter().map_err(|error| format!("cannot make the filter: {}", crate::sandbox::chain(&error)))?;
         sys::process::set_no_new_privs().map_err(|errno| format!("cannot set no_new_privs: {errno}"))?;
         for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
             caps::set(None, set, &CapsHashSet::new())
@@ -69,7 +71,7 @@ impl Fence {
         }
         // A kernel without Landlock enforces nothing; the other fences stand.
         self.rules.restrict_self().map_err(|error| format!("cannot restrict paths: {error}"))?;
-        sys::seccomp::load(filter)
+        sys::seccomp::load(&filter)
             .map_err(|errno| format!("cannot load the server's seccomp filter: {errno}"))
     }
 }
@@ -91,7 +93,7 @@ fn rules(paths: &Paths) -> Result<RulesetCreated, landlock::RulesetError> {
 ///
 /// # Errors
 /// Never for the built-in list; the type is the compiler's.
-pub fn filter() -> Result<Program, seccomp::SeccompError> {
+fn filter() -> Result<Program, seccomp::SeccompError> {
     let text = format!(
         r#"{{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1,
             "syscalls": [
@@ -303,7 +305,7 @@ mod tests {
     fn behind_fence(paths: &Paths, attempt: impl FnOnce() -> i32) -> Ended {
         match clone(0, false).expect("fork") {
             Fork::Child => {
-                let entered = enter(paths, &filter().expect("the built-in list"));
+                let entered = enter(paths);
                 exit_now(if entered.is_ok() { attempt() } else { 99 })
             }
             Fork::Parent(child) => wait_for(child.pid).expect("wait"),

@@ -1039,7 +1039,7 @@ impl Keeper {
 
     /// What the policy says; it is read again, since `update` may have changed it.
     fn next_life(&mut self, code: u8) -> Option<Duration> {
-        if !self.running || self.failure.is_some() {
+        if !self.running || self.failure.is_some() || self.parts.saved.plan.auto_remove {
             return None;
         }
         let saved = self.parts.containers.plan::<Saved>(&self.parts.record.id);

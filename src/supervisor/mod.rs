@@ -27,6 +27,7 @@ use thiserror::Error;
 use crate::image::RootSource;
 use crate::plan::request::LogDriver;
 use crate::plan::{ContainerPlan, HostPort, NetworkMode, Protocol, PublishedPort, RunRequest, WriteMode};
+use crate::sandbox::ahead::Ahead;
 use crate::sandbox::idmap::{Facts, IdMaps, Wanted, choose};
 use crate::sandbox::init::{self, Enter, RootKind, RootMount};
 use crate::sandbox::join::Joined;
@@ -158,6 +159,8 @@ pub struct Launched {
     pub keeper: OwnedFd,
     /// Speaks [`stream`], where one was asked for.
     pub stream: Option<OwnedFd>,
+    /// What was made ahead, to be left once the keeper has been heard.
+    pub ahead: Option<Ahead>,
 }
 
 /// Counters of each CPU that tell what others on the machine do (moby masks them too).
@@ -192,6 +195,7 @@ pub fn launch(
     saved: &Saved,
     lock: Lock,
     attach: Option<Attach>,
+    ahead: Option<Ahead>,
 ) -> Result<Launched, LaunchError> {
     let mut prepared = prepare(containers, record, saved)?;
     let (socket_path, listener) = listen(&record.id.to_string())?;
@@ -212,7 +216,7 @@ pub fn launch(
         errno => socket("make the container's keeper")(errno),
     })?;
     match forked {
-        Fork::Parent(_) => Ok(Launched { keeper: ours, stream }),
+        Fork::Parent(_) => Ok(Launched { keeper: ours, stream, ahead }),
         Fork::Child => {
             drop((ours, stream));
             let work = Work {
@@ -227,6 +231,7 @@ pub fn launch(
                 starter: Some(starter),
                 connections: Vec::new(),
                 client,
+                ahead,
             };
             become_keeper(work, command)
         }
@@ -257,7 +262,6 @@ struct Prepared {
     log: log::Target,
     state: State,
     fence_paths: fence::Paths,
-    fence_filter: crate::plan::seccomp::Program,
 }
 
 fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Prepared, LaunchError> {
@@ -270,7 +274,6 @@ fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Pr
         below(containers, record, saved, root_kind(saved), &maps)?;
     let images = mountable(containers, record, saved, &maps)?;
     let fence_paths = fence_paths(saved, root_kind, &record.local_dir);
-    let fence_filter = fence::filter().map_err(LaunchError::Seccomp)?;
     let network = network(plan, record)?;
     let link = network.as_ref().map(|(_, config)| net::link::LinkConfig::new(config));
     match &peers.etc {
@@ -333,7 +336,6 @@ fn prepare(containers: &Containers, record: &Record, saved: &Saved) -> Result<Pr
         wants_scope,
         log,
         fence_paths,
-        fence_filter,
     })
 }
 
@@ -478,6 +480,7 @@ pub(super) struct Work {
     /// Clients that came while the container waited for its restart.
     connections: Vec<keeper::Connection>,
     client: Option<(OwnedFd, bool)>,
+    ahead: Option<Ahead>,
 }
 
 fn become_keeper(work: Work, command: Pid) -> ! {
@@ -535,6 +538,7 @@ pub(super) fn start_again(kept: Kept) -> Result<keeper::Parts, Failure> {
         starter: None,
         connections: kept.connections,
         client: None,
+        ahead: None,
     })
 }
 
@@ -644,7 +648,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
         stdin,
         client: work.client,
         log: prepared.log,
-        fence: (prepared.fence_paths, prepared.fence_filter),
+        fence: prepared.fence_paths,
     };
     let stub = sys::stub::make().during(stage, || "cannot make the program that executes commands".into())?;
     let fill = volumes_to_fill(&prepared.dir, plan);
@@ -653,9 +657,25 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     let own_group = prepared.group.is_some() && namespaces.contains(CloneFlags::CLONE_NEWCGROUP);
     let mut shared_memory = None;
     let kept = prepared.maps.kept(); // not in the child, whose ids are others
+    // It is made and fenced beside init and what writes its id maps.
+    let fork = sys::process::clone(0, false).during(stage, || "cannot make the container's server".into())?;
+    let server = match fork {
+        Fork::Child => {
+            drop((init_socket, init_keeper, init_server, server_socket, stdio, stub));
+            drop((work.starter, work.listener, work.lock, work.connections, work.ahead));
+            let _ = sys::process::set_parent_death_signal(libc::SIGKILL); // it also sees the socket close
+            server::run(parts)
+        }
+        Fork::Parent(server) => server,
+    };
+    drop(parts);
+    let mut peers = prepared.peers;
+    if peers.is_empty() && namespaces.contains(CloneFlags::CLONE_NEWUSER) {
+        peers.extend(work.ahead.and_then(|ahead| ahead.take(&prepared.maps, namespaces)));
+    }
     let fork = match &prepared.group {
-        _ if !prepared.peers.is_empty() => {
-            let (fork, memory) = crate::sandbox::join::clone_beside(&prepared.peers, namespaces)?;
+        _ if !peers.is_empty() => {
+            let (fork, memory) = crate::sandbox::join::clone_beside(&peers, namespaces)?;
             shared_memory = memory;
             if let (Fork::Parent(child), Some(group)) = (&fork, &prepared.group) {
                 // It waits for its first word before it starts anything.
@@ -704,23 +724,11 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
         Fork::Parent(child) => child,
     };
     drop((init_keeper, init_server, stdio));
-    // The helpers take milliseconds: the server is forked and fenced beside them.
     let begin = || prepared.maps.begin(child.pid).map_err(|failure| own_words(&init_socket, failure));
-    // A user namespace that is joined has its maps.
-    let writing = if prepared.peers.is_empty() { Some(begin()?) } else { None };
+    // A user namespace that is joined, or was made ahead, has its maps.
+    let writing = if peers.is_empty() { Some(begin()?) } else { None };
     let pid = child.pid.as_raw();
     let ticks = containers::process_start_ticks(pid).unwrap_or_default();
-    let fork = sys::process::clone(0, false).during(stage, || "cannot make the container's server".into())?;
-    let server = match fork {
-        Fork::Child => {
-            drop((init_socket, server_socket, writing));
-            drop((work.starter, work.listener, work.lock, work.connections));
-            let _ = sys::process::set_parent_death_signal(libc::SIGKILL); // it also sees the socket close
-            server::run(parts)
-        }
-        Fork::Parent(server) => server,
-    };
-    drop(parts);
     if let Some(writing) = writing {
         writing.finish().map_err(|failure| own_words(&init_socket, failure))?;
     }

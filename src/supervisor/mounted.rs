@@ -340,7 +340,6 @@ impl Mounter<'_> {
     ) -> Result<OwnedFd, LaunchError> {
         let stage = Stage::Fuse;
         let what = || "cannot make the filesystem's server".to_owned();
-        let filter = fence::filter().map_err(LaunchError::Seccomp)?;
         let (ours, theirs) = sys::fd::seqpacket_pair().during(stage, what)?;
         if let Fork::Parent(child) = sys::process::clone(0, false).during(stage, what)? {
             drop(theirs);
@@ -358,7 +357,7 @@ impl Mounter<'_> {
         // A container's lock is held by whoever has it open: it goes with this process.
         let _lock = lock;
         let ready = self.let_go(paths).and_then(|fence| {
-            fence.raise(&filter).map_err(|error| Failure::plain(stage, error))?;
+            fence.raise().map_err(|error| Failure::plain(stage, error))?;
             Ok(())
         });
         tell(&theirs, &ready);

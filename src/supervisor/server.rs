@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::mpsc;
 
 use fuse_overlay::serve;
 use nix::fcntl::OFlag;
@@ -14,7 +15,6 @@ use nix::unistd::pipe2;
 use super::log::{Stream, Target, Writer};
 use super::pump::{Event, Pump};
 use super::{etc, fence};
-use crate::plan::seccomp::Program;
 use crate::sandbox::init::message;
 use crate::sys;
 
@@ -51,7 +51,7 @@ pub struct Parts {
     /// Where the output is kept.
     pub log: Target,
     /// What it may do once it runs.
-    pub fence: (fence::Paths, Program),
+    pub fence: fence::Paths,
 }
 
 /// Runs in a child of the keeper's; never returns.
@@ -80,24 +80,28 @@ fn serve(parts: Parts) -> Result<(), String> {
         parts.stdin,
         log,
     );
-    fence::enter(&parts.fence.0, &parts.fence.1)?;
+    fence::enter(&parts.fence)?;
     if let Some((socket, stdin)) = parts.client {
         pump.attach(socket, stdin, stdin);
     }
-    let mut filesystems = parts.filesystems;
     let mut network = parts.network;
     let mut resolv_conf = parts.resolv_conf;
-    let mut fuse_threads = Vec::new();
+    // Beside the container's id maps, which take longer.
+    let (mut fuse_threads, mut devices) = (Vec::new(), VecDeque::new());
+    for filesystem in parts.filesystems {
+        let (sender, device) = mpsc::channel();
+        devices.push_back(sender);
+        fuse_threads.push(spawn("fuse", move || {
+            filesystem.serve_when(|| device.recv().ok()).map_err(|error| chain(&error))
+        })?);
+    }
     let mut net_stop = None;
     loop {
         match pump.wait_event().map_err(text("cannot poll"))? {
             Event::Init(text, Some(fd)) => match text.split_first() {
                 Some((&message::FUSE, _)) => {
-                    if let Some(filesystem) = filesystems.pop_front() {
-                        fuse_threads.push(spawn("fuse", move || {
-                            filesystem.serve(fd).map_err(|error| chain(&error))
-                        })?);
-                    }
+                    // A thread that is gone has said why, and ended the server.
+                    let _ = devices.pop_front().map(|waiting| waiting.send(fd));
                 }
                 Some((&message::TUN, features)) => {
                     if let (Some((listeners, config)), Ok(features)) = (network.take(), features.try_into()) {
@@ -126,7 +130,7 @@ fn serve(parts: Parts) -> Result<(), String> {
             Event::Init(..) => return Err("init sent a message without a descriptor".into()),
             Event::Attach(socket, stdin) => pump.attach(socket, stdin, false),
             Event::Drained => {
-                drop(net_stop.take());
+                drop((net_stop.take(), devices));
                 // The keeper may have gone first; then this process is about to be killed anyway.
                 let _ = sys::fd::send_with_fds(parts.keeper.as_fd(), &[word::DRAINED], &[]);
                 drop(parts.keeper);

@@ -228,10 +228,20 @@ impl Server {
     /// # Errors
     /// [`ServeError::Connection`].
     pub fn serve(self, device: OwnedFd) -> Result<(), ServeError> {
+        self.serve_when(|| Some(device))
+    }
+
+    /// As [`Self::serve`], with a device that `mounted` waits for: the threads that need none are there by
+    /// then, so that the first request is answered the sooner. `None` means that it never comes.
+    ///
+    /// # Errors
+    /// [`ServeError::Connection`].
+    pub fn serve_when(self, mounted: impl FnOnce() -> Option<OwnedFd>) -> Result<(), ServeError> {
         let _rest = match &self.backend {
             Backend::Packed(packed) => Some(packed.rest()),
             Backend::Overlay(overlay) => overlay.rest(),
         };
+        let Some(device) = mounted() else { return Ok(()) };
         match self.backend {
             // Each thread waits for requests there, so more than two only cost switches.
             Backend::Packed(packed) => reader::serve(*packed, device, self.options.threads.get().min(2)),
