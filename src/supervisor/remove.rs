@@ -2,15 +2,13 @@
 //!
 //! A hybrid writable layer holds files of the container's own users, in directories that may be
 //! closed to everybody. They are removed by a short-lived child in a user namespace with the same
-//! maps, as its root.
+//! maps, with all rights over them.
 
 use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-
-use nix::unistd::{Gid, Uid, setresgid, setresuid};
 
 use crate::id::{ContainerId, Name};
 use crate::sandbox::idmap::IdMaps;
@@ -113,11 +111,10 @@ fn remove_mapped(path: &Path, maps: &IdMaps) -> io::Result<()> {
             let shown = sys::process::set_dumpable(true).is_ok()
                 && sys::fd::send_with_fds(theirs.as_fd(), &byte, &[]).is_ok();
             let ready = shown && nix::unistd::read(&theirs, &mut byte) == Ok(1);
-            let (gid, uid) = (Gid::from_raw(0), Uid::from_raw(0));
-            let done = ready
-                && setresgid(gid, gid, gid).is_ok()
-                && setresuid(uid, uid, uid).is_ok()
-                && (fs::remove_dir_all(path).is_ok() || path.try_exists().is_ok_and(|exists| !exists));
+            // As the user still, who owns the directories around, with all rights over the container's ids:
+            // its root, where that is another, could not pass a directory of a group outside the maps.
+            let done =
+                ready && (fs::remove_dir_all(path).is_ok() || path.try_exists().is_ok_and(|exists| !exists));
             sys::process::exit_now(i32::from(!done))
         }
         Fork::Parent(child) => {
