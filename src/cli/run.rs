@@ -68,7 +68,11 @@ pub fn run(ctx: &Context, args: Args, ahead: Option<Ahead>) -> Outcome {
 #[must_use]
 pub fn make_ahead(arguments: &[OsString]) -> Option<Ahead> {
     let words: Vec<&str> = arguments.iter().skip(1).filter_map(|argument| argument.to_str()).collect();
-    let (["run", flags @ ..] | ["container", "run", flags @ ..]) = &words[..] else { return None };
+    let words = match &words[..] {
+        ["--root", _, rest @ ..] => rest,
+        all => all,
+    };
+    let (["run", flags @ ..] | ["container", "run", flags @ ..]) = words else { return None };
     if flags.iter().any(|flag| flag.starts_with("--userns") || *flag == "--help") {
         return None;
     }
