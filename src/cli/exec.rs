@@ -101,6 +101,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
             Some(text) => relay::parse_detach_keys(text)?,
             None => relay::DETACH_KEYS.to_vec(),
         },
+        tells_of_leaving: true,
     };
     follow(&client, ends.into_channel()?, &options)
 }

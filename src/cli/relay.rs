@@ -33,6 +33,8 @@ pub struct Options {
     pub proxy_signals: bool,
     /// Bytes that detach, when there is a terminal.
     pub detach_keys: Vec<u8>,
+    /// Leaving by the keys is told, and is a failure, as Docker's `attach` and `exec` have it.
+    pub tells_of_leaving: bool,
 }
 
 /// How it ended.
@@ -42,6 +44,8 @@ pub enum End {
     Exited(u8),
     /// The user left; the container goes on.
     Detached,
+    /// This command is to end by a signal that it does not pass on; the terminal is as it was.
+    Signaled(Signal),
     /// It never started.
     Failed(crate::sandbox::Failure),
     /// The keeper is gone without a word.
@@ -60,6 +64,9 @@ const NOT_PASSED_ON: [Signal; 9] = [
     Signal::SIGTTOU,
     Signal::SIGTSTP,
 ];
+
+/// Signals that end this command, unless they are passed on: the terminal is restored first.
+const ENDING: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
 
 /// What travels between us and the process: frames to a server, or a terminal's master.
 #[derive(Debug)]
@@ -131,16 +138,16 @@ enum Token {
 /// # Errors
 /// When our own stdio or the keeper's connection fails.
 pub fn run(keeper: &Client, channel: Channel, options: &Options) -> io::Result<End> {
-    let raw = if options.terminal && options.stdin { Raw::enter() } else { None };
     let mut signals = SigSet::all();
     for signal in NOT_PASSED_ON {
         signals.remove(signal);
     }
     if !options.proxy_signals {
-        signals = SigSet::empty();
-        signals.add(Signal::SIGWINCH);
+        let ending = ENDING.into_iter().filter(|signal| !sys::process::is_ignored(*signal));
+        signals = ending.chain([Signal::SIGWINCH]).collect();
     }
     signals.thread_block()?;
+    let raw = if options.terminal && options.stdin { Raw::enter() } else { None };
     let signal_fd = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let (to_container, outputs) = match channel {
         Channel::Stream(fd) => (Some(fd.try_clone()?), vec![(fd, Output::Frames)]),
@@ -176,7 +183,8 @@ impl Relay<'_> {
     fn work(&mut self, signals: &SignalFd) -> io::Result<End> {
         loop {
             // The process's end and its last output come by different ways: both have to be here.
-            let at_once = matches!(self.end, Some(End::Failed(_) | End::Detached | End::Lost));
+            let at_once =
+                matches!(self.end, Some(End::Failed(_) | End::Detached | End::Signaled(_) | End::Lost));
             if (self.outputs.is_empty() || at_once)
                 && let Some(end) = self.end.take()
             {
@@ -242,6 +250,8 @@ impl Relay<'_> {
             } else if self.options.proxy_signals {
                 // The keeper's end is seen by itself.
                 let _ = self.keeper.send(&Request::Signal { signal }, &[]);
+            } else {
+                self.end = Signal::try_from(signal).ok().map(End::Signaled);
             }
         }
         Ok(())
@@ -281,9 +291,9 @@ impl Relay<'_> {
             }
             Ok(length) => {
                 let mut bytes = buffer[..length].to_vec();
+                // What was typed before the keys still counts.
                 if self.options.terminal && self.watch_for_detach(&mut bytes) {
                     self.end = Some(End::Detached);
-                    return;
                 }
                 if self.is_framed() {
                     stream::append(&mut self.pending, Kind::Stdin, &bytes);
@@ -308,6 +318,7 @@ impl Relay<'_> {
                 self.keys_seen += 1;
                 if self.keys_seen == keys.len() {
                     self.keys_seen = 0;
+                    *bytes = passed;
                     return true;
                 }
                 continue;
@@ -400,9 +411,7 @@ fn put(to: &mut impl io::Write, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// What is no key.
 pub fn parse_detach_keys(text: &str) -> Result<Vec<u8>, super::CliError> {
-    let wrong = || {
-        super::CliError::new(format!("invalid detach keys ({text}) provided")).with_exit(super::Exit::Engine)
-    };
+    let wrong = || super::CliError::new(format!("invalid escape keys ({text}) provided"));
     if text.is_empty() {
         return Ok(Vec::new());
     }

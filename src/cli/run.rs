@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
 
+use nix::sys::signal::{SigSet, raise};
+
 use super::create::create_container;
 use super::relay::{self, Channel, End};
 use super::run_args::{Caller, RunArgs};
@@ -102,7 +104,7 @@ pub fn own_size() -> Option<(u16, u16)> {
 /// Detach keys that are none.
 pub fn relay_options(stdio: &StdioRequest) -> Result<relay::Options, CliError> {
     let detach_keys = match &stdio.detach_keys {
-        Some(text) => relay::parse_detach_keys(text)?,
+        Some(text) => relay::parse_detach_keys(text).map_err(|error| error.with_exit(Exit::Engine))?,
         None => relay::DETACH_KEYS.to_vec(),
     };
     Ok(relay::Options {
@@ -111,6 +113,7 @@ pub fn relay_options(stdio: &StdioRequest) -> Result<relay::Options, CliError> {
         // A terminal's keys travel as bytes; a signal to this process is still passed on.
         proxy_signals: stdio.sig_proxy,
         detach_keys,
+        tells_of_leaving: false,
     })
 }
 
@@ -121,7 +124,17 @@ pub fn relay_options(stdio: &StdioRequest) -> Result<relay::Options, CliError> {
 pub fn follow(keeper: &Client, channel: Channel, options: &relay::Options) -> Outcome {
     match relay::run(keeper, channel, options)? {
         End::Exited(code) => Ok(Exit::Container(code)),
+        End::Detached if options.tells_of_leaving => {
+            eprintln!("read escape sequence"); // Docker's words, without its "Error: "
+            Ok(Exit::Failure)
+        }
         End::Detached => Ok(Exit::Success),
+        End::Signaled(signal) => {
+            // As if it had never been held back, which whoever waits for this command can tell.
+            SigSet::from(signal).thread_unblock()?;
+            raise(signal)?;
+            Ok(Exit::Failure)
+        }
         End::Failed(failure) => Err(failed(&failure)),
         End::Lost => Err(CliError::new("the container's supervisor was killed, and the container with it")
             .with_exit(Exit::Container(137))),

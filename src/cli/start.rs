@@ -64,6 +64,7 @@ fn attached(containers: &Containers, reference: &str, args: &Args) -> Outcome {
             Some(text) => relay::parse_detach_keys(text)?,
             None => relay::DETACH_KEYS.to_vec(),
         },
+        tells_of_leaving: false,
     };
     match stream {
         Some(stream) => follow(&keeper, Channel::Stream(stream), &options),

@@ -39,7 +39,7 @@ pub struct Join<'a> {
     pub stub: OwnedFd,
     /// Stdio.
     pub stdio: Stdio,
-    /// Gets the pid as text, or a [`Failure`]; closes when the command runs.
+    /// Gets the pid as text, the terminal's master, or a [`Failure`]; closes when the command runs.
     pub keeper: OwnedFd,
     /// Gets the terminal's master.
     pub client: Option<OwnedFd>,
@@ -107,6 +107,8 @@ fn start(join: &Join<'_>) -> Staged<std::convert::Infallible> {
             }
             sys::fd::send_with_fds(client.as_fd(), &[init::message::TERMINAL], &[master.as_fd()])
                 .during(Stage::Credentials, || "the client is gone".into())?;
+            sys::fd::send_with_fds(join.keeper.as_fd(), &[init::message::TERMINAL], &[master.as_fd()])
+                .during(Stage::Credentials, || "the container's supervisor is gone".into())?;
             Some(peer)
         }
         _ => None,

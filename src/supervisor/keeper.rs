@@ -409,7 +409,8 @@ impl Keeper {
                     Ok(0)
                 };
                 match (read, &mut self.checks) {
-                    (Ok(0), _) => self.execs[index].drains[drain] = None,
+                    // A terminal whose last user is gone says EIO.
+                    (Ok(0) | Err(Errno::EIO), _) => self.execs[index].drains[drain] = None,
                     (Ok(length), Some(checks)) if self.execs[index].is_check() => {
                         checks.hear(&buffer[..length]);
                     }
@@ -836,6 +837,10 @@ impl Keeper {
                 {
                     exec.process = sys::process::pidfd_open(pid).ok().map(|pidfd| Child { pid, pidfd });
                 }
+            }
+            // Held for the process's life: the last master that is closed would hang its session up.
+            Ok((1, fds)) if buffer[0] == message::TERMINAL => {
+                exec.drains.extend(fds.into_iter().map(Some));
             }
             Ok((length, _)) if length > 0 => {
                 exec.failure = parse_failure(&buffer[..length], Some(&exec.request));

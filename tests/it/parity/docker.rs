@@ -7,13 +7,17 @@ use crate::fixtures;
 use crate::harness::{Hostel, skip_for_this_kernel, words};
 
 /// Where Docker differs from hostel, and why. (The daemon of Debian 12 is 20.10; the command may be newer.)
-const DIFFERENT: [(&str, &str); 7] = [
+const DIFFERENT: [(&str, &str); 8] = [
     ("exec c1 nosuch", "127 since Docker 23, 126 before"),
     ("exec up nosuch", "127 since Docker 23, 126 before"),
     ("exec up /etc", "Docker prints runc's message on standard output"),
     ("commit -q nosuch", "-q is podman's"),
     ("inspect -f '{{.NoSuchField}}' cc", "Docker prints the empty line as well"),
     ("run --rm --tz UTC busybox date +%Z", "--tz is podman's"),
+    (
+        "run --rm -v /nosuch-dir-of-the-host/x:/x:ro busybox true",
+        "a daemon that is root makes the directory, and leaves it to the machine",
+    ),
     (
         "run --rm busybox stat -c '%a %u:%g' /tmp /dev/null",
         "devices are the machine's own, whose root has no id inside",
@@ -50,10 +54,11 @@ fn docker_and_hostel_answer_alike() {
     let (mut wrong, mut count) = (Vec::new(), 0);
     let rows = ROWS.iter().chain(&RUN).chain(&LIFE).chain(&THINGS).chain(&IMAGES);
     for (line, _) in rows {
-        let (mine, peer) = (h.run(line), docker(line));
+        // Nothing that a later row needs is made by these.
         if DIFFERENT.iter().any(|(known, _)| known == line) {
             continue;
         }
+        let (mine, peer) = (h.run(line), docker(line));
         count += 1;
         if (mine.exit_code(), masked(&mine.stdout)) != (peer.exit_code(), masked(&peer.stdout)) {
             wrong.push(format!(
