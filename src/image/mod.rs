@@ -523,7 +523,6 @@ fn enter(store: &Store, Entering { id, entry, names, digest, is_new }: Entering)
         });
         Ok::<_, StoreError>(named.collect())
     })?;
-    store.begin_write_out(&entry.layers);
     Ok(Added { id, digest, names, is_new })
 }
 

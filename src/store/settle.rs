@@ -10,7 +10,8 @@
 //! ```
 //!
 //! which is on the disk before the layer has its name. Within that boot the kernel has the bytes,
-//! whatever happens to processes, and is told to begin writing when the image is there. The mark
+//! whatever happens to processes, and writes them when it comes to it. It is not told to begin: what
+//! syncs meanwhile would be behind them, and an image that is soon removed is never written. The mark
 //! goes when the tar has been synced: at the first start after the kernel will have written it by
 //! itself (`WRITTEN_AFTER`), or before a collection could take the blob. A mark of another boot means
 //! that the machine may have stopped in between: then the tar is hashed before it is used, once, and a
@@ -19,7 +20,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,7 +28,6 @@ use sha2::{Digest as _, Sha256};
 use super::staging::{sync_directory, write_synced};
 use super::{Result, Settings, Store, StoreError, containers, local, read_limited};
 use crate::id::Digest;
-use crate::sys::fd;
 
 /// The mark's name, beside layer.tar.
 const MARK: &str = "unsettled";
@@ -90,18 +89,6 @@ impl Store {
             fs::rename(&directory, staged.path()).map_err(StoreError::io("remove", &directory))?;
         }
         Ok(is_intact)
-    }
-
-    /// Has the kernel begin to write layers that it would write in half a minute. Called when all else
-    /// of a command is on the disk: ext4 lets no later sync end before what it has begun.
-    pub fn begin_write_out(&self, layers: &[Digest]) {
-        for tar in layers.iter().map(|layer| self.layer_tar(layer)) {
-            if matches!(settling(&tar.with_file_name("")), Ok(Settling::ThisBoot(_)))
-                && let Ok(file) = File::open(&tar)
-            {
-                fd::begin_write_out(file.as_fd());
-            }
-        }
     }
 
     /// Waits until a layer of this store is on the disk.

@@ -53,13 +53,6 @@ pub fn open_in_root(
     }
 }
 
-/// Has the kernel begin to write what of a file is not on the disk yet, and does not wait for it
-/// (sync_file_range(2)). Nothing is promised: where it cannot, the kernel writes when it wants to.
-pub fn begin_write_out(file: BorrowedFd<'_>) {
-    // SAFETY: takes numbers only; offset 0 and length 0 mean the whole file.
-    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
-}
-
 /// Marks every descriptor from `first` on close-on-exec.
 ///
 /// # Errors
