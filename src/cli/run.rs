@@ -65,8 +65,7 @@ pub fn run(ctx: &Context, args: Args, ahead: Option<Ahead>) -> Outcome {
 }
 
 /// The namespaces that a container has if nothing is odd about it, made beside all that comes before they are
-/// wanted: begun before the command line is understood, which takes a third of that time. What is guessed wrong
-/// here is not used.
+/// wanted: begun before the command line is understood. What is guessed wrong here is not used.
 #[must_use]
 pub fn make_ahead(arguments: &[OsString]) -> Option<Ahead> {
     let words: Vec<&str> = arguments.iter().skip(1).filter_map(|argument| argument.to_str()).collect();

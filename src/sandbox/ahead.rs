@@ -8,7 +8,9 @@
 //! Whatever goes wrong here is left alone: the start makes its namespaces as if this had not been, and tells
 //! what it meets.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use nix::sched::{CloneFlags, sched_getaffinity, sched_getcpu, sched_setaffinity, unshare};
 use nix::sys::socket::MsgFlags;
@@ -45,6 +47,9 @@ impl Ahead {
             Fork::Parent(maker) => Some(Self { maps, kinds, socket, maker }),
             Fork::Child => {
                 drop(socket);
+                if leave_command(&theirs).is_err() {
+                    sys::process::exit_now(1)
+                }
                 if let Some(cpu) = own_cpu {
                     leave_cpu(cpu);
                 }
@@ -72,6 +77,13 @@ impl Ahead {
         drop(self.socket);
         let _ = sys::process::wait_for(self.maker.pid); // it has nothing to say to its parent
     }
+}
+
+/// Lets go of what the command has open: whoever reads its output must not wait for a helper when it has ended.
+fn leave_command(keep: &OwnedFd) -> io::Result<()> {
+    sys::fd::close_all_except(&[keep.as_raw_fd()]);
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    (0..=2).try_for_each(|number| Ok(sys::fd::place_at(null.as_fd(), number)?))
 }
 
 /// Leaves a CPU to the command, which has work to do. The helpers inherit that; the scheduler alone was seen

@@ -86,7 +86,7 @@ fn serve(parts: Parts) -> Result<(), String> {
     }
     let mut network = parts.network;
     let mut resolv_conf = parts.resolv_conf;
-    // Beside the container's id maps, which take longer.
+    // Now, while init is made and mounts: the first look at a mount waits for its thread.
     let (mut fuse_threads, mut devices) = (Vec::new(), VecDeque::new());
     for filesystem in parts.filesystems {
         let (sender, device) = mpsc::channel();
