@@ -9,6 +9,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 
 use nix::unistd::{Gid, Pid, Uid};
 use serde::{Deserialize, Serialize};
@@ -168,7 +169,7 @@ impl Facts {
         Self {
             uid,
             gid: Gid::effective().as_raw(),
-            user: if needs_name { login_name(uid) } else { None },
+            user: if needs_name { own_login_name(uid) } else { None },
             subgid: fs::read_to_string("/etc/subgid").unwrap_or_default(),
             helpers: if uid == 0 || subuid.is_empty() {
                 None
@@ -299,6 +300,16 @@ fn find_helper(name: &str) -> Option<PathBuf> {
 fn has_file_capability(path: &Path) -> bool {
     let path = std::ffi::CString::new(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()));
     path.is_ok_and(|path| crate::sys::fd::has_xattr(&path, c"security.capability"))
+}
+
+/// As [`login_name`], asked once in a process: a start looks at the machine several times, and getent may have to
+/// ask a server.
+fn own_login_name(uid: u32) -> Option<String> {
+    static KNOWN: OnceLock<(u32, Option<String>)> = OnceLock::new();
+    match KNOWN.get_or_init(|| (uid, login_name(uid))) {
+        (known, name) if *known == uid => name.clone(),
+        _ => login_name(uid), // a child with other ids
+    }
 }
 
 /// The caller's login name: /etc/passwd first; then getent, because a static binary cannot load the
