@@ -73,6 +73,10 @@ fn remove_own(path: &Path) -> io::Result<()> {
 
 /// A container's lock, held, says to [`Containers::leftovers`] that somebody is about to remove the rest.
 fn remove_lock_last(path: &Path) -> io::Result<()> {
+    // A link is removed, never followed.
+    if !fs::symlink_metadata(path)?.is_dir() {
+        return fs::remove_file(path);
+    }
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
@@ -134,5 +138,29 @@ fn remove_mapped(path: &Path, maps: &IdMaps) -> io::Result<()> {
                 Err(failed("files of the container's users are left"))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    #[test]
+    fn a_link_in_the_place_of_a_directory_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (kept, grave) = (dir.path().join("kept"), dir.path().join("grave"));
+        fs::create_dir(&kept).unwrap();
+        fs::write(kept.join("file"), "x").unwrap();
+        std::os::unix::fs::symlink(&kept, &grave).unwrap();
+        remove_own(&grave).unwrap();
+        assert!(!grave.is_symlink());
+        fs::create_dir(&grave).unwrap();
+        std::os::unix::fs::symlink(&kept, grave.join("link")).unwrap();
+        fs::write(grave.join("lock"), "").unwrap();
+        remove_own(&grave).unwrap();
+        assert!(!grave.exists());
+        assert_eq!(fs::read(kept.join("file")).unwrap(), b"x");
     }
 }
