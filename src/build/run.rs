@@ -114,6 +114,10 @@ pub(super) enum MountSource {
     },
 }
 
+/// Said below what a failed step says where its user could not be changed: programs call it an invalid argument.
+const ONE_ID: &[u8] =
+    b"note: there is one user id in here, and no other to change to (chown, su): see `hostel doctor`\n";
+
 /// What keeps a cache mount for this step.
 type Held = Vec<File>;
 
@@ -135,6 +139,9 @@ impl RunJob {
         containers.create(&record, &saved).map_err(|error| Problem::chain(&error))?;
         let code = start(&containers, &record, &mut saved, mouth)?;
         if code != 0 {
+            if maps.is_single() {
+                mouth.output(true, ONE_ID)?;
+            }
             return Err(Problem::new(format!(
                 "process {:?} did not complete successfully: exit code: {code}",
                 self.args.join(" ")

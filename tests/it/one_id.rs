@@ -73,3 +73,15 @@ fn a_joined_network() {
         .stdout(&format!("{theirs}\n"));
     h.run("run --rm -u 1234 --network container:first busybox true").fails(125, &["1234", "one id"]);
 }
+
+#[test]
+fn a_step_that_cannot_change_ids_says_why() {
+    if has_subordinate_ids() {
+        return;
+    }
+    let Some(h) = Hostel::new() else { return };
+    let dir = h.scratch("c");
+    let text = "FROM busybox\nCOPY --chown=7:8 Dockerfile /d\nRUN --network=none chown 5 /d\n";
+    std::fs::write(dir.join("Dockerfile"), text).unwrap();
+    h.run(&format!("build -t x {}", dir.display())).fails(1, &["one user id in here", "hostel doctor"]);
+}
