@@ -394,8 +394,13 @@ fn a_published_port_without_a_server_resets_its_clients() {
         |peer, bound| {
             peer.hear_exactly("ready");
             // A server on the container's own loopback is not exposed either.
-            let mut client = dial(bound[0].address);
-            let error = client.read(&mut [0; 8]).expect_err("nobody listens there");
+            // The reset may come before the client has looked whether it is connected.
+            let error = TcpStream::connect_timeout(&bound[0].address, PATIENCE)
+                .and_then(|mut client| {
+                    client.set_read_timeout(Some(PATIENCE))?;
+                    client.read(&mut [0; 8])
+                })
+                .expect_err("nobody listens there");
             assert_eq!(error.kind(), ErrorKind::ConnectionReset);
             peer.say("done");
         },

@@ -354,9 +354,10 @@ mod tests {
         let listener = UnixListener::bind(dir.path().join("bus")).unwrap();
         let serve = move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut line = [0; 64];
-            let length = stream.read(&mut line).unwrap();
-            assert_eq!(&line[..length], b"\0AUTH EXTERNAL 31303030\r\n");
+            // It may come in pieces.
+            let mut line = [0; b"\0AUTH EXTERNAL 31303030\r\n".len()];
+            stream.read_exact(&mut line).unwrap();
+            assert_eq!(&line, b"\0AUTH EXTERNAL 31303030\r\n");
             stream.write_all(b"OK 0123\r\n").unwrap();
             let mut begin = [0; 7];
             stream.read_exact(&mut begin).unwrap();

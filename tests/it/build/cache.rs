@@ -99,9 +99,11 @@ fn a_killed_build_leaves_nothing_but_its_cache() {
     assert_eq!(left, 0, "directories of builds");
 }
 
-/// A step that tells that it was begun, in a place that is seen from outside, and waits until it may go on.
-const SLOW: &str = "FROM busybox\nRUN --mount=type=cache,id=slow,target=/c echo one >> /c/log; echo has $(echo begun); \
-    until [ -e /c/go ]; do sleep 0.05; done; echo done > /done\n";
+/// A step that tells that it was begun, in a place that is seen from outside, and waits until it may go on: the first
+/// that does it by `go1` or `go`, the second by `go2` or `go`.
+const SLOW: &str = "FROM busybox\nRUN --mount=type=cache,id=slow,target=/c \
+    echo one >> /c/log; n=$(wc -l < /c/log); echo has $(echo begun); \
+    until [ -e /c/go$n -o -e /c/go ]; do sleep 0.05; done; echo done > /done\n";
 
 /// The slow step's cache, as the machine has it.
 fn slow_cache(h: &Hostel) -> PathBuf {
@@ -129,12 +131,14 @@ fn a_step_that_another_build_does_is_waited_for() {
     // Who wants no cache waits for nobody.
     let third = spawn(&h, "three", "--no-cache", &dir);
     third.wait_for(" has begun");
-    fs::write(slow_cache(&h).join("go"), "").unwrap();
+    fs::write(slow_cache(&h).join("go1"), "").unwrap();
     first.wait().ok();
     let shown = second.wait();
     shown.ok();
     assert!(shown.stdout.contains("CACHED\n"), "{}", shown.stdout);
     assert!(!shown.stdout.contains("has begun"), "{}", shown.stdout);
+    // Its result takes the place of the first's, so it ends last.
+    fs::write(slow_cache(&h).join("go2"), "").unwrap();
     third.wait().ok();
     assert_eq!(count_of_log(&h), 2);
     assert_eq!(id(&h, "one"), id(&h, "two"));
