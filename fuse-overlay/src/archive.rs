@@ -376,18 +376,20 @@ impl Header {
 
     /// False, and zero, where the number has too many digits.
     fn set_number(&mut self, at: usize, digits: usize, value: u64) -> bool {
-        let text = format!("{value:0digits$o}");
-        let fits = text.len() == digits;
-        let text = if fits { text } else { "0".repeat(digits) };
-        self.bytes[at..at + digits].copy_from_slice(text.as_bytes());
+        let fits = value >> (3 * digits) == 0;
+        let mut rest = if fits { value } else { 0 };
+        for digit in self.bytes[at..at + digits].iter_mut().rev() {
+            *digit = b'0' + (rest & 7) as u8;
+            rest >>= 3;
+        }
         fits
     }
 
     fn finish(mut self) -> [u8; BLOCK] {
         self.bytes[148..156].fill(b' ');
-        let sum: u64 = self.bytes.iter().map(|byte| u64::from(*byte)).sum();
-        let text = format!("{sum:06o}\0 ");
-        self.bytes[148..156].copy_from_slice(text.as_bytes());
+        let sum: u32 = self.bytes.iter().map(|byte| u32::from(*byte)).sum();
+        self.set_number(148, 6, sum.into());
+        self.bytes[154] = 0;
         self.bytes
     }
 }

@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Read, Write};
+use std::sync::mpsc;
 
 use fuse_overlay::archive::{Content, Entry, Kind as EntryKind, Writer};
 use fuse_overlay::index::Timestamp;
@@ -18,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::digests::FileDigests;
 use super::error::Problem;
-use super::tree::{Facts, Kind, Node, Tree, split};
+use super::tree::{Facts, Files, Kind, Node, Tree, split};
 use super::unpack::InImage;
 use crate::id::Digest;
 use crate::plan::dockerfile::ignore::{Ignore, Matched, glob};
@@ -31,6 +32,10 @@ const MAX_ACCOUNTS_BYTES: u64 = 4 << 20;
 const MAX_DEPTH: usize = 2048;
 /// Files and directories of one copy.
 const MAX_ENTRIES: u64 = 10_000_000;
+/// What a walk is ahead of whoever reads the files. Each entry may hold its directory open, and a process has a
+/// thousand descriptors where nothing else is said.
+const AHEAD_ENTRIES: usize = 64;
+const AHEAD_BATCHES: usize = 2;
 /// Bytes hashed at once.
 const HASH_BYTES: usize = 1 << 18;
 
@@ -165,7 +170,7 @@ impl CopyJob {
             for found in self.matches(&tree)? {
                 field(&mut hash, &found.name);
                 field(&mut hash, &found.parents);
-                self.walk(&tree, &found, &mut |walked| {
+                self.walk_ahead(&tree, &found, &mut |walked| {
                     let Facts { kind, mode, uid, gid, size, .. } = walked.node.facts;
                     field(&mut hash, walked.relative);
                     let mode = if self.chmod.is_some() && kind != Kind::Directory { 0 } else { mode };
@@ -259,7 +264,7 @@ impl CopyJob {
             let mut next = Vec::new();
             for (path, node) in &level {
                 let entries = if name.contains(['*', '?', '[', '\\']) {
-                    tree.children(node)?
+                    tree.children(node, Files::Seen)?
                 } else {
                     tree.child(node, name.as_bytes())?
                         .map(|node| (name.as_bytes().to_vec(), node))
@@ -308,8 +313,49 @@ impl CopyJob {
         }
         let matched = matched_along(ignore, path);
         let mut nothing = |_: &Walked<'_>| Ok(());
-        let mut walk = Walk { tree, ignore: Some(ignore), exclude: None, each: &mut nothing, count: 0 };
+        let mut walk = Walk {
+            tree,
+            files: Files::Unseen,
+            ignore: Some(ignore),
+            exclude: None,
+            each: &mut nothing,
+            count: 0,
+        };
         walk.has_kept(path, b"", node, Some(&matched), None, 0)
+    }
+
+    /// As [`Self::walk`], with a thread that walks ahead of `each`: looking at files takes as long as reading small
+    /// ones, or comparing them with what is remembered.
+    fn walk_ahead(
+        &self,
+        tree: &Tree,
+        source: &Match,
+        each: &mut dyn FnMut(&Walked<'_>) -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
+        if source.node.facts.kind != Kind::Directory {
+            return self.walk(tree, source, Files::Seen, each);
+        }
+        let (sender, batches) = mpsc::sync_channel::<Vec<(Vec<u8>, Node)>>(AHEAD_BATCHES);
+        std::thread::scope(|scope| {
+            let walker = scope.spawn(move || {
+                // Whoever takes no more has failed, and says why.
+                let gone = |_| Problem::new("nobody takes what is walked");
+                let mut batch = Vec::with_capacity(AHEAD_ENTRIES);
+                self.walk(tree, source, Files::Seen, &mut |walked| {
+                    batch.push((walked.relative.to_vec(), walked.node.clone()));
+                    if batch.len() == AHEAD_ENTRIES {
+                        let full = std::mem::replace(&mut batch, Vec::with_capacity(AHEAD_ENTRIES));
+                        sender.send(full).map_err(gone)?;
+                    }
+                    Ok(())
+                })?;
+                sender.send(batch).map_err(gone)
+            });
+            for (relative, node) in batches.into_iter().flatten() {
+                each(&Walked { relative: &relative, node: &node })?;
+            }
+            walker.join().unwrap_or_else(|_| Err(Problem::new("the walk of a source ended early")))
+        })
     }
 
     /// Calls `each` for a source and everything in it that is not left out, directories first.
@@ -317,12 +363,13 @@ impl CopyJob {
         &self,
         tree: &Tree,
         source: &Match,
+        files: Files,
         each: &mut dyn FnMut(&Walked<'_>) -> Result<(), Problem>,
     ) -> Result<(), Problem> {
         let exclude = Ignore::new(self.exclude.iter().map(String::as_str)).map_err(Problem::new)?;
         let exclude = (!exclude.is_empty()).then_some(&exclude);
         let ignore = self.origin.ignore();
-        let mut walk = Walk { tree, ignore, exclude, each, count: 0 };
+        let mut walk = Walk { tree, files, ignore, exclude, each, count: 0 };
         let of_ignore =
             ignore.filter(|_| !source.path.is_empty()).map(|ignore| matched_along(ignore, &source.path));
         if source.node.facts.kind == Kind::Directory {
@@ -399,6 +446,7 @@ fn matched_along(ignore: &Ignore, path: &[u8]) -> Matched {
 
 struct Walk<'a> {
     tree: &'a Tree,
+    files: Files,
     ignore: Option<&'a Ignore>,
     exclude: Option<&'a Ignore>,
     each: &'a mut dyn FnMut(&Walked<'_>) -> Result<(), Problem>,
@@ -418,7 +466,7 @@ impl Walk<'_> {
         if depth > MAX_DEPTH {
             return Err(Problem::new("the directories lie in each other too deeply"));
         }
-        for (name, child) in self.tree.children(node)? {
+        for (name, child) in self.tree.children(node, self.files)? {
             self.count += 1;
             if self.count > MAX_ENTRIES {
                 return Err(Problem::new(format!("more than {MAX_ENTRIES} files are copied at once")));
@@ -480,6 +528,7 @@ impl Walk<'_> {
         };
         let mut walk = Walk {
             tree: self.tree,
+            files: Files::Unseen,
             ignore: self.ignore,
             exclude: self.exclude,
             each: &mut each,
@@ -738,7 +787,7 @@ impl<W: Write> Layer<'_, W> {
         let mut nothing = true;
         let path = target.path;
         let mut nodes = Vec::new();
-        self.job.walk(tree, found, &mut |walked| {
+        self.job.walk(tree, found, Files::Seen, &mut |walked| {
             nothing = false;
             nodes.push(walked.node.clone());
             Ok(())
@@ -761,7 +810,7 @@ impl<W: Write> Layer<'_, W> {
         }
         let job = self.job;
         let mut failed = None;
-        job.walk(tree, found, &mut |walked| {
+        job.walk(tree, found, Files::Unseen, &mut |walked| {
             if walked.relative.is_empty() {
                 return Ok(());
             }
@@ -810,7 +859,17 @@ impl<W: Write> Layer<'_, W> {
 
     /// Writes one node as it is, with the owner and mode that were asked for.
     fn node(&mut self, tree: &Tree, path: &[u8], node: &Node) -> Result<(), Problem> {
-        let facts = &node.facts;
+        let (facts, content) = match node.facts.kind {
+            Kind::File => match tree.open(node) {
+                Ok((facts, content)) => (facts, Some(content)),
+                // It went away meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !node.facts.is_seen() => {
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            },
+            _ => (node.facts, None),
+        };
         if facts.kind == Kind::Directory && !self.made.insert(path.to_vec()) {
             return Ok(());
         }
@@ -853,8 +912,9 @@ impl<W: Write> Layer<'_, W> {
                     }
                     self.links.insert(facts.inode, path.to_vec());
                 }
-                let content = tree.content(node)?;
-                self.writer.file(&entry(EntryKind::File), facts.size, &*content)?;
+                if let Some(content) = content {
+                    self.writer.file(&entry(EntryKind::File), facts.size, &*content)?;
+                }
             }
             Kind::Socket => {}
         }
@@ -965,7 +1025,7 @@ pub(super) fn stream<'scope>(
 ) -> io::Result<Streamed> {
     let (reader, writer) = io::pipe()?;
     let _ = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20)); // a smaller pipe works
-    let (sender, outcome) = std::sync::mpsc::sync_channel(1);
+    let (sender, outcome) = mpsc::sync_channel(1);
     scope.spawn(move || {
         let done = write(io::BufWriter::with_capacity(1 << 18, writer));
         let _ = sender.send(done); // a reader that is gone has failed by itself
@@ -976,7 +1036,7 @@ pub(super) fn stream<'scope>(
 /// See [`stream`].
 pub(super) struct Streamed {
     reader: io::PipeReader,
-    outcome: std::sync::mpsc::Receiver<Result<(), Problem>>,
+    outcome: mpsc::Receiver<Result<(), Problem>>,
     ended: bool,
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::error::Problem;
-use super::tree::{Kind, Node, Tree};
+use super::tree::{Files, Kind, Node, Tree};
 use crate::id::Digest;
 use crate::plan::dockerfile::ignore::{Ignore, Matched};
 use crate::store::Store;
@@ -75,7 +75,7 @@ impl Export<'_> {
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists && place.is_dir() => {}
                     other => other?,
                 }
-                for (name, child) in self.tree.children(node)? {
+                for (name, child) in self.tree.children(node, Files::Seen)? {
                     let path = if path.is_empty() { name.clone() } else { [path, &name].join(&b'/') };
                     let matched = self.ignore.map(|ignore| ignore.matches(&path, ignored));
                     let is_out = matched.as_ref().is_some_and(Matched::excluded);

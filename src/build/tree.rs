@@ -11,13 +11,13 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use fuse_overlay::archive::Content;
 use fuse_overlay::index::{MergedIndex, ROOT_INODE, Timestamp};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, fstatat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
 use crate::id::Digest;
 use crate::store::Store;
@@ -70,6 +70,36 @@ pub(super) struct Facts {
     pub(super) inode: u64,
 }
 
+impl Facts {
+    /// A regular file of which no more is known yet.
+    const UNSEEN_FILE: Self = Self {
+        kind: Kind::File,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        size: 0,
+        mtime: Timestamp { seconds: 0, nanoseconds: 0 },
+        stamp: None,
+        links: 0,
+        inode: 0,
+    };
+
+    /// Whether it was looked at: then it has a name at least.
+    pub(super) fn is_seen(&self) -> bool {
+        self.links > 0
+    }
+}
+
+/// What [`Tree::children`] tells of regular files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Files {
+    /// Everything.
+    Seen,
+    /// That they are files: whoever opens each anyway learns the rest from [`Tree::open`], and saves a stat(2) of it.
+    /// Those of an image come whole, since they cost nothing.
+    Unseen,
+}
+
 /// What changes whenever a file's content does (stat(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
@@ -89,7 +119,7 @@ pub(super) struct Node {
 #[derive(Clone, Debug)]
 enum Place {
     /// A name in an open directory.
-    Name(Rc<OwnedFd>, Vec<u8>),
+    Name(Arc<OwnedFd>, Vec<u8>),
     Inode(u64),
 }
 
@@ -99,7 +129,7 @@ pub(super) type Found = (Vec<u8>, Node);
 /// A tree.
 #[derive(Debug)]
 pub(super) enum Tree {
-    Directory(Rc<OwnedFd>),
+    Directory(Arc<OwnedFd>),
     Image { index: MergedIndex, layers: Vec<File> },
 }
 
@@ -107,7 +137,7 @@ impl Tree {
     /// A directory of the machine.
     pub(super) fn directory(path: &Path) -> io::Result<Self> {
         let fd = open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-        Ok(Self::Directory(Rc::new(fd)))
+        Ok(Self::Directory(Arc::new(fd)))
     }
 
     /// An image of these layers; the caller holds the content lock.
@@ -134,7 +164,7 @@ impl Tree {
                 found.map(|number| inode(index, number)).transpose()
             }
             (_, Place::Name(..)) => match open_directory(node, OFlag::O_PATH) {
-                Ok(fd) => match named(Rc::new(fd), name.to_vec()) {
+                Ok(fd) => match named(Arc::new(fd), name.to_vec()) {
                     Ok(node) => Ok(Some(node)),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
                     Err(error) => Err(error),
@@ -147,7 +177,7 @@ impl Tree {
     }
 
     /// A directory's names and nodes, sorted by name.
-    pub(super) fn children(&self, node: &Node) -> io::Result<Vec<(Vec<u8>, Node)>> {
+    pub(super) fn children(&self, node: &Node, files: Files) -> io::Result<Vec<(Vec<u8>, Node)>> {
         match (self, &node.place) {
             (Self::Image { index, .. }, Place::Inode(number)) => index
                 .children(*number)
@@ -156,14 +186,24 @@ impl Tree {
                 .map(|(name, number)| Ok((name, inode(index, number)?)))
                 .collect(),
             _ => {
-                let fd = Rc::new(open_directory(node, OFlag::O_RDONLY)?);
+                let fd = Arc::new(open_directory(node, OFlag::O_RDONLY)?);
                 let mut names = Vec::new();
                 for entry in std::fs::read_dir(format!("/proc/self/fd/{}", fd.as_raw_fd()))? {
-                    names.push(entry?.file_name().into_vec());
+                    let entry = entry?;
+                    // What readdir(3) says of it; a filesystem that says nothing is asked in the end.
+                    let is_file =
+                        files == Files::Unseen && entry.file_type().is_ok_and(|kind| kind.is_file());
+                    names.push((entry.file_name().into_vec(), is_file));
                 }
                 names.sort_unstable();
                 let mut found = Vec::with_capacity(names.len());
-                for name in names {
+                for (name, is_file) in names {
+                    if is_file {
+                        let node =
+                            Node { facts: Facts::UNSEEN_FILE, place: Place::Name(fd.clone(), name.clone()) };
+                        found.push((name, node));
+                        continue;
+                    }
                     match named(fd.clone(), name.clone()) {
                         Ok(node) => found.push((name, node)),
                         // It went away meanwhile.
@@ -210,11 +250,19 @@ impl Tree {
 
     /// A regular file's data.
     pub(super) fn content<'a>(&'a self, node: &Node) -> io::Result<Box<dyn Content + 'a>> {
+        Ok(self.open(node)?.1)
+    }
+
+    /// A regular file's data, and what is known of the file that was opened.
+    pub(super) fn open<'a>(&'a self, node: &Node) -> io::Result<(Facts, Box<dyn Content + 'a>)> {
         match (self, &node.place) {
             (Self::Image { index, layers }, Place::Inode(number)) => {
-                Ok(Box::new(index.content(*number, layers).map_err(io::Error::other)?))
+                Ok((node.facts, Box::new(index.content(*number, layers).map_err(io::Error::other)?)))
             }
-            _ => Ok(Box::new(open_file(node)?)),
+            _ => {
+                let (stat, file) = open_file(node)?;
+                Ok((facts(&stat), Box::new(file)))
+            }
         }
     }
 
@@ -290,7 +338,7 @@ pub(super) fn split(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     path.split(|byte| *byte == b'/').filter(|name| !name.is_empty())
 }
 
-fn named(parent: Rc<OwnedFd>, name: Vec<u8>) -> io::Result<Node> {
+fn named(parent: Arc<OwnedFd>, name: Vec<u8>) -> io::Result<Node> {
     let stat = fstatat(&parent, OsStr::from_bytes(&name), AtFlags::AT_SYMLINK_NOFOLLOW)?;
     Ok(Node { facts: facts(&stat), place: Place::Name(parent, name) })
 }
@@ -340,12 +388,13 @@ fn open_directory(node: &Node, how: OFlag) -> Result<OwnedFd, Errno> {
 }
 
 /// Opens what was a regular file when it was looked at; what took its place is refused.
-fn open_file(node: &Node) -> io::Result<File> {
+fn open_file(node: &Node) -> io::Result<(FileStat, File)> {
     let Place::Name(parent, name) = &node.place else { return Err(Errno::ESTALE.into()) };
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = File::from(openat(parent, OsStr::from_bytes(name), flags, Mode::empty())?);
-    if !file.metadata()?.is_file() {
+    let stat = fstat(&file)?;
+    if Kind::of(stat.st_mode) != Kind::File {
         return Err(Errno::ESTALE.into());
     }
-    Ok(file)
+    Ok((stat, file))
 }

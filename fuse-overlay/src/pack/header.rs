@@ -80,9 +80,12 @@ pub(super) fn parse(block: &[u8; BLOCK]) -> Result<Fields, HeaderError> {
 
 /// Both sums in use: of unsigned bytes, as POSIX has it, and of signed ones, as some old tars do.
 fn checksums(block: &[u8; BLOCK]) -> [i64; 2] {
-    let bytes =
-        || block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { b' ' } else { *byte });
-    [bytes().map(i64::from).sum(), bytes().map(|byte| i64::from(byte.cast_signed())).sum()]
+    let sum = |bytes: &[u8]| bytes.iter().map(|byte| u32::from(*byte)).sum::<u32>();
+    let negative = |bytes: &[u8]| bytes.iter().map(|byte| u32::from(byte >> 7)).sum::<u32>();
+    // The field of the sum itself counts as spaces.
+    let field = &block[148..156];
+    let unsigned = i64::from(sum(block) - sum(field) + 8 * u32::from(b' '));
+    [unsigned, unsigned - 256 * i64::from(negative(block) - negative(field))]
 }
 
 /// A field up to its first NUL.
@@ -127,6 +130,19 @@ pub(super) fn number(field: &[u8]) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_sums_are_of_the_block_with_spaces_for_the_sum() {
+        let mut block = [0; BLOCK];
+        for (at, byte) in block.iter_mut().enumerate() {
+            *byte = (at * 7 % 256) as u8;
+        }
+        let mut blank = block;
+        blank[148..156].fill(b' ');
+        let unsigned = blank.iter().map(|byte| i64::from(*byte)).sum();
+        let signed = blank.iter().map(|byte| i64::from(byte.cast_signed())).sum();
+        assert_eq!(checksums(&block), [unsigned, signed]);
+    }
 
     #[test]
     fn numbers() {
