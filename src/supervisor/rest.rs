@@ -40,6 +40,7 @@ impl Rest {
     pub fn take(&mut self) {
         if self.0.is_some_and(|due| due <= Instant::now()) {
             self.0 = None;
+            sys::memory::release_freed();
             sys::memory::release_code();
         }
     }

@@ -14,6 +14,18 @@ pub fn release_code() {
     unsafe { libc::dl_iterate_phdr(Some(release_segments), std::ptr::null_mut()) };
 }
 
+/// Gives memory that was allocated and freed back to the kernel (malloc_trim(3)); a C library without that keeps it.
+///
+/// The whole command line, an image's configuration and the plan made of it have been in the heap, and lie between
+/// what is still used.
+pub fn release_freed() {
+    // SAFETY: it takes a number, and locks the heap as malloc(3) does.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
 /// Called for each loaded object: for a static program the program itself, first, and the vDSO.
 extern "C" fn release_segments(info: *mut libc::dl_phdr_info, _size: usize, _data: *mut c_void) -> i32 {
     // SAFETY: the C library passes a pointer that is valid for the time of the call.
