@@ -436,6 +436,7 @@ pub(super) fn sweep(containers: &Containers) {
     }
     let maps = choose(&Facts::gather(), Wanted::Usual);
     for path in leftovers {
+        supervisor::remove::socket_of(&path);
         let _ = supervisor::remove::tree(&path, &maps);
     }
 }

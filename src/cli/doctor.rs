@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use nix::errno::Errno;
+use nix::mount::MsFlags;
 use nix::unistd::{AccessFlags, Uid, access};
 use serde::Serialize;
 use serde_json::json;
@@ -11,6 +13,7 @@ use serde_json::json;
 use super::{Context, Exit, Outcome};
 use crate::sandbox::idmap::{Facts, Method, Wanted, choose, login_name};
 use crate::supervisor::cgroup;
+use crate::supervisor::forbidden::{self, Forbids};
 use crate::sys;
 
 /// Check what this machine gives containers, and how to mend what is missing
@@ -108,34 +111,24 @@ fn user() -> String {
     login_name(uid.as_raw()).unwrap_or_else(|| uid.to_string())
 }
 
-/// Makes one, in a child that ends at once: no setting tells as surely.
+/// Makes one, in a child that ends at once, and uses a right in it: no setting tells as surely.
 fn user_namespaces() -> Finding {
     const SUBJECT: &str = "user namespaces";
     const KINDS: i32 = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWNET;
+    let forbidden = |errno, what: &str| {
+        fail(SUBJECT, format!("{what}: no container runs"), Forbids::find(errno, forbidden::setting).mend())
+    };
     match sys::process::clone(KINDS as u64, false) {
-        Ok(sys::process::Fork::Child) => sys::process::exit_now(0),
-        Ok(sys::process::Fork::Parent(child)) => {
-            let _ = sys::process::wait_for(child.pid); // that it could be made is all
-            ok(SUBJECT, "can be made")
+        Ok(sys::process::Fork::Child) => {
+            let (none, private) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+            let used = nix::mount::mount(none, "/", none, private, none);
+            sys::process::exit_now(i32::from(used.is_err()))
         }
-        Err(errno) => {
-            let text = format!("cannot be made ({}): no container runs", errno.desc());
-            if setting("/proc/sys/user/max_user_namespaces").as_deref() == Some("0") {
-                fail(SUBJECT, text, "sudo sysctl -w user.max_user_namespaces=15000")
-            } else if setting("/proc/sys/kernel/unprivileged_userns_clone").as_deref() == Some("0") {
-                fail(SUBJECT, text, "sudo sysctl -w kernel.unprivileged_userns_clone=1")
-            } else if setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").as_deref()
-                == Some("1")
-            {
-                fail(SUBJECT, text, "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0")
-            } else {
-                fail(
-                    SUBJECT,
-                    text,
-                    "a filter of a surrounding container, a chroot or `ulimit -u` forbids them",
-                )
-            }
-        }
+        Ok(sys::process::Fork::Parent(child)) => match sys::process::wait_for(child.pid) {
+            Ok(sys::process::Ended::Exited(0)) => ok(SUBJECT, "can be made"),
+            _ => forbidden(Errno::EPERM, "can be made, but give no rights"),
+        },
+        Err(errno) => forbidden(errno, &format!("cannot be made ({})", errno.desc())),
     }
 }
 

@@ -307,6 +307,7 @@ pub fn main() -> ExitCode {
     // A reader that goes away ends a command quietly, as it does every other program of a pipeline.
     sys::process::default_sigpipe();
     sys::fd::remember_inherited();
+    sys::fault::begin();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     if asks_for_overview(&arguments) {
         let mut command = command();

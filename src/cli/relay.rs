@@ -104,6 +104,32 @@ impl Drop for Raw {
     }
 }
 
+/// The last that a process said on stderr, or on its terminal.
+#[derive(Debug, Default)]
+pub struct LastWords(Vec<u8>);
+
+/// A message, and what a program says after it.
+const LAST_WORDS_BYTES: usize = 2048;
+
+impl LastWords {
+    fn hear(&mut self, bytes: &[u8]) {
+        let new = &bytes[bytes.len().saturating_sub(LAST_WORDS_BYTES)..];
+        let surplus = (self.0.len() + new.len()).saturating_sub(LAST_WORDS_BYTES);
+        self.0.drain(..surplus);
+        self.0.extend(new);
+    }
+
+    /// Whether something was refused in the words that C libraries and languages have for EPERM and EINVAL,
+    /// which is what the kernel answers to chown(2), setuid(2) and their kin for an id that is not mapped. It
+    /// does so before any filesystem is asked, so there is nowhere else to learn of it.
+    #[must_use]
+    pub fn tell_of_refusal(&self) -> bool {
+        let text = self.0.to_ascii_lowercase();
+        let has = |words: &[u8]| text.windows(words.len()).any(|part| part == words);
+        has(b"operation not permitted") || has(b"invalid argument")
+    }
+}
+
 struct Relay<'a> {
     keeper: &'a Client,
     options: &'a Options,
@@ -115,6 +141,7 @@ struct Relay<'a> {
     end: Option<End>,
     end_of_input: bool,
     keys_seen: usize,
+    last_words: LastWords,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,11 +160,11 @@ enum Token {
     Output(usize),
 }
 
-/// Relays until the process ends or the user detaches.
+/// Relays until the process ends or the user detaches; also what it said last.
 ///
 /// # Errors
 /// When our own stdio or the keeper's connection fails.
-pub fn run(keeper: &Client, channel: Channel, options: &Options) -> io::Result<End> {
+pub fn run(keeper: &Client, channel: Channel, options: &Options) -> io::Result<(End, LastWords)> {
     let mut signals = SigSet::all();
     for signal in NOT_PASSED_ON {
         signals.remove(signal);
@@ -170,13 +197,14 @@ pub fn run(keeper: &Client, channel: Channel, options: &Options) -> io::Result<E
         end: None,
         end_of_input: false,
         keys_seen: 0,
+        last_words: LastWords::default(),
     };
     if options.terminal {
         relay.pass_size();
     }
     let end = relay.work(&signal_fd);
     drop(raw);
-    end
+    end.map(|end| (end, relay.last_words))
 }
 
 impl Relay<'_> {
@@ -378,8 +406,16 @@ impl Relay<'_> {
             Ok(length) => &buffer[..length],
         };
         match output {
-            Output::Stdout => put(&mut io::stdout().lock(), bytes),
-            Output::Stderr => put(&mut io::stderr().lock(), bytes),
+            Output::Stdout => {
+                if self.options.terminal {
+                    self.last_words.hear(bytes);
+                }
+                put(&mut io::stdout().lock(), bytes)
+            }
+            Output::Stderr => {
+                self.last_words.hear(bytes);
+                put(&mut io::stderr().lock(), bytes)
+            }
             Output::Frames => {
                 self.incoming.extend(bytes);
                 let mut used = 0;
@@ -387,6 +423,9 @@ impl Relay<'_> {
                     stream::parse(&self.incoming[used..]).map_err(io::Error::other)?
                 {
                     let payload = &self.incoming[used + range.start..used + range.end];
+                    if self.options.terminal || kind == Kind::Stderr {
+                        self.last_words.hear(payload);
+                    }
                     match kind {
                         Kind::Stderr => put(&mut io::stderr().lock(), payload)?,
                         _ => put(&mut io::stdout().lock(), payload)?,
@@ -431,6 +470,21 @@ pub fn parse_detach_keys(text: &str) -> Result<Vec<u8>, super::CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refusals_are_heard_in_what_was_said_last() {
+        let mut words = LastWords::default();
+        words.hear(b"chown: /f: Invalid argu");
+        assert!(!words.tell_of_refusal());
+        words.hear(b"ment\n");
+        assert!(words.tell_of_refusal());
+        words.hear(&[b'x'; LAST_WORDS_BYTES - 10]);
+        assert!(!words.tell_of_refusal());
+        words.hear(b"E: setgroups 65534 failed - setgroups (1: Operation not permitted)");
+        assert!(words.tell_of_refusal());
+        words.hear(&[b'x'; 3 * LAST_WORDS_BYTES]);
+        assert_eq!(words.0.len(), LAST_WORDS_BYTES);
+    }
 
     #[test]
     fn detach_keys_are_dockers() {

@@ -116,13 +116,26 @@ pub fn relay_options(stdio: &StdioRequest) -> Result<relay::Options, CliError> {
     })
 }
 
+/// Said below what a failed command said last, where that may be why. See [`relay::LastWords`].
+const ONE_ID: &str = "NOTE: there is one user id in this container, and no other to change to (chown, su, setgroups): programs \
+                      call that an invalid argument or an operation that is not permitted. `hostel doctor` says how to have more.";
+
 /// Relays until the end and turns it into an exit code.
 ///
 /// # Errors
 /// When the container's supervisor dies, or our own stdio breaks.
 pub fn follow(keeper: &Client, channel: Channel, options: &relay::Options) -> Outcome {
-    match relay::run(keeper, channel, options)? {
-        End::Exited(code) => Ok(Exit::Container(code)),
+    let (end, last_words) = relay::run(keeper, channel, options)?;
+    match end {
+        End::Exited(code) => {
+            if code != 0
+                && last_words.tell_of_refusal()
+                && choose(&Facts::gather(), Wanted::Usual).is_single()
+            {
+                eprintln!("{ONE_ID}");
+            }
+            Ok(Exit::Container(code))
+        }
         End::Detached if options.tells_of_leaving => {
             eprintln!("read escape sequence"); // Docker's words, without its "Error: "
             Ok(Exit::Failure)
@@ -143,6 +156,7 @@ pub fn follow(keeper: &Client, channel: Channel, options: &relay::Options) -> Ou
 /// The command line's view of a failed start.
 #[must_use]
 pub fn failed(failure: &Failure) -> CliError {
+    let failure = supervisor::forbidden::explain(failure.clone(), supervisor::forbidden::setting);
     let error = CliError::new(failure.to_string()).with_exit(match failure.stage {
         Stage::NotFound => Exit::NotFound,
         Stage::NotExecutable => Exit::NotExecutable,
@@ -184,7 +198,10 @@ pub fn start(
             ahead.leave();
         }
         match reply {
-            Some(Reply::Started { .. }) => return Ok((keeper, stream)),
+            Some(Reply::Started { .. }) => {
+                sys::fault::point("command-started");
+                return Ok((keeper, stream));
+            }
             Some(Reply::Failed(failure)) => {
                 if failure.stage == Stage::Overlay && saved.write_mode == WriteMode::Auto && attempt == 0 {
                     saved.write_mode = supervisor::without_overlay(&saved);
@@ -226,6 +243,7 @@ pub fn discard(containers: &Containers, record: &Record) {
     if let Ok(lock) = lock(containers, record)
         && let Ok(grave) = containers.unlink(record, &lock)
     {
+        supervisor::remove::stale_socket(&record.id); // its keeper may have been killed
         let maps = choose(&Facts::gather(), Wanted::Usual); // whichever it had: its files are within these
         let _ = supervisor::remove::tree(&grave, &maps); // a left-over is swept by a later command
     }

@@ -121,6 +121,7 @@ fn start(join: &Join<'_>) -> Staged<std::convert::Infallible> {
     sys::process::set_dumpable(false)
         .during(Stage::Credentials, || "cannot hide from other processes".into())?;
     let ready = command::prepare(join.process, &user.home)?;
+    sys::fault::point("exec-ready");
     sys::process::reset_signals();
     Err(ready.execute(join.stub.as_fd(), join.keeper.as_fd()))
 }

@@ -100,9 +100,11 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     }
     keep.extend(enter.shared_memory.as_ref().map(std::os::fd::AsRawFd::as_raw_fd));
     sys::fd::close_all_except(&keep);
+    sys::fault::point("init-begins");
     network(enter)?;
     oom_score(plan)?;
     wait_for_maps(keeper.as_fd())?;
+    sys::fault::point("init-has-maps");
     if enter.own_group {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
             .during(Stage::Namespaces, || "cannot make a control group namespace".into())?;
@@ -115,6 +117,7 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     umask(Mode::empty());
 
     let root = mount_root(&enter.root)?;
+    sys::fault::point("init-has-root");
     if let Some(process) = plan.spec.process() {
         command::prefetch(&root, process);
     }
@@ -134,6 +137,7 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     }
     shared_memory(enter, &root)?;
     etc_files(enter, &root)?;
+    sys::fault::point("init-has-mounts");
     if let Some(keep) = &plan.keep_id {
         accounts(enter, &root, keep)?;
     }
@@ -153,6 +157,7 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     };
     confine(plan, &root)?;
     enter_root(&root, plan)?;
+    sys::fault::point("init-inside");
 
     let process = plan
         .spec
@@ -187,6 +192,7 @@ fn start(enter: &Enter<'_>) -> Staged<std::convert::Infallible> {
     sys::process::set_parent_death_signal(libc::SIGKILL)
         .during(Stage::Credentials, || "cannot ask for the parent's death signal".into())?;
     let ready = command::prepare(process, &user.home)?;
+    sys::fault::point("init-ready");
     sys::process::reset_signals();
     if plan.init {
         Err(super::exec::run_as_init(&ready, enter.stub.as_fd(), keeper.as_fd()))

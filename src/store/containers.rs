@@ -376,8 +376,10 @@ impl Containers {
         // Nobody sees the directory yet: no need to write beside and rename.
         write_new_json(&staging.join("record.json"), record)?;
         write_new_json(&staging.join("spec.json"), plan)?;
+        sys::fault::point("container");
         self.reserve_name(&record.name, &record.id)?;
-        if let Err(source) = fs::rename(&staging, self.path(&record.id)) {
+        let made = sys::fault::io("container").and_then(|()| fs::rename(&staging, self.path(&record.id)));
+        if let Err(source) = made {
             self.release_name(&record.name);
             return Err(ContainerError::Io { action: "create", path: self.path(&record.id), source });
         }
@@ -626,22 +628,26 @@ impl Containers {
                 // With the lock held: its keeper is tidying up, or is about to start it again.
                 (_, state, Some(exit)) => return Ok(Status::Exited(state, exit)),
                 (false, None, None) => return Ok(Status::Created),
-                (false, Some(_), None) => self.settle(id)?,
+                (false, Some(state), None) => {
+                    if let Some(exit) = self.settle(id)? {
+                        return Ok(Status::Exited(Some(state), exit));
+                    }
+                }
             }
         }
         Ok(Status::Created)
     }
 
-    /// Ends what a dead keeper left running and writes the exit that it could not.
-    fn settle(&self, id: &ContainerId) -> Result<()> {
+    /// Ends what a dead keeper left running and writes the exit that it could not; none where somebody else does.
+    fn settle(&self, id: &ContainerId) -> Result<Option<ExitRecord>> {
         let lock = match self.lock(id) {
             Ok(lock) => lock,
-            Err(ContainerError::Busy(_)) => return Ok(()), // somebody starts or settles it
+            Err(ContainerError::Busy(_)) => return Ok(None), // somebody starts or settles it
             Err(error) => return Err(error),
         };
         let dir = self.path(id);
         if dir.join("exit.json").exists() {
-            return Ok(());
+            return Ok(None);
         }
         if let Some(state) = optional::<State>(read_json(&dir.join("state.json")))? {
             kill_orphan(&state);
@@ -659,9 +665,14 @@ impl Containers {
             by_hand: false,
             oom_killed: false,
         };
-        self.write_exit(id, &exit)?;
+        match self.write_exit(id, &exit) {
+            // On a full disk it must be seen and removed all the same; whoever looks next writes it.
+            Err(ContainerError::Io { source, .. })
+                if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EROFS)) => {}
+            other => other?,
+        }
         drop(lock);
-        Ok(())
+        Ok(Some(exit))
     }
 
     /// Records that the container has started. The keeper's, under the lock.
@@ -726,7 +737,10 @@ impl Containers {
     pub fn unlink(&self, record: &Record, _lock: &Lock) -> Result<PathBuf> {
         let grave = self.dir.join(format!(".rm-{}", record.id));
         let path = self.path(&record.id);
-        fs::rename(&path, &grave).map_err(|source| Self::gone_or_io(&record.id, "remove", &path, source))?;
+        sys::fault::io("container")
+            .and_then(|()| fs::rename(&path, &grave))
+            .map_err(|source| Self::gone_or_io(&record.id, "remove", &path, source))?;
+        sys::fault::point("container");
         if self.named(record.name.as_str()).as_ref() == Some(&record.id) {
             // Moved, not removed: whoever waits for the end need not wait until a filesystem has given back a
             // block, which took a millisecond where it tells the disk (mount(8), discard).
@@ -980,7 +994,7 @@ fn write_new_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(path)
-        .and_then(|mut file| file.write_all(&text))
+        .and_then(|mut file| sys::fault::io("container").and_then(|()| file.write_all(&text)))
         .map_err(io_error("write", path))
 }
 
@@ -999,6 +1013,7 @@ fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
         .mode(0o600)
         .open(&temp)
         .and_then(|mut file| file.write_all(&text))
+        .and_then(|()| sys::fault::io("container"))
         .and_then(|()| fs::rename(&temp, path))
         .map_err(io_error("write", path))
 }

@@ -48,6 +48,7 @@ impl LargeFile {
 
     /// Appends. Chunks whose address and length are multiples of 4096 are written the fastest.
     pub(super) fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
+        crate::sys::fault::io("store")?;
         let aligned = chunk.as_ptr().align_offset(DIRECT_ALIGNMENT) == 0
             && chunk.len().is_multiple_of(DIRECT_ALIGNMENT)
             && self.written.is_multiple_of(DIRECT_ALIGNMENT as u64);
@@ -76,6 +77,7 @@ impl LargeFile {
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {
+        crate::sys::fault::io("store")?;
         self.file.sync_all()
     }
 

@@ -125,6 +125,16 @@ pub enum StoreError {
         /// The kernel's word.
         source: io::Error,
     },
+    /// The filesystem is mounted read-only, as homes of some clusters' nodes are.
+    #[error("cannot {action} {path}: put the store elsewhere with --root or HOSTEL_ROOT")]
+    ReadOnly {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's word.
+        source: io::Error,
+    },
     /// A newer hostel made this store.
     #[error(
         "the store {root} has version {found}, this hostel knows {VERSION}: use a newer hostel, or another store with --root"
@@ -252,6 +262,7 @@ impl StoreError {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| match source.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => Self::Full { path: path.to_owned(), source },
+            Some(libc::EROFS) => Self::ReadOnly { action, path: path.to_owned(), source },
             _ => Self::Io { action, path: path.to_owned(), source },
         }
     }

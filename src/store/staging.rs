@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Result, Store, StoreError};
+use crate::sys::fault;
 
 /// Part of the names under tmp/, so that one process never takes the same twice.
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -39,7 +40,7 @@ impl Staged {
         if let Some(root) = self.path.parent().and_then(Path::parent) {
             super::shared::follow_root(root, &self.path, place);
         }
-        match fs::rename(&self.path, place) {
+        match fault::io("store").and_then(|()| fs::rename(&self.path, place)) {
             Ok(()) => self.published = true,
             Err(error)
                 if matches!(
@@ -110,19 +111,20 @@ pub(super) fn make_directory(path: &Path) -> Result<()> {
 pub(super) fn create_file(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true).mode(0o600);
-    options.open(path).map_err(StoreError::io("create", path))
+    fault::io("store").and_then(|()| options.open(path)).map_err(StoreError::io("create", path))
 }
 
 /// Writes a new file and waits until it is on the disk.
 pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = create_file(path)?;
-    file.write_all(bytes).map_err(StoreError::io("write", path))?;
-    file.sync_all().map_err(StoreError::io("sync", path))
+    fault::io("store").and_then(|()| file.write_all(bytes)).map_err(StoreError::io("write", path))?;
+    fault::io("store").and_then(|()| file.sync_all()).map_err(StoreError::io("sync", path))
 }
 
 /// Makes names in a directory durable.
 pub(super) fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(StoreError::io("sync", path))
+    let directory = fault::io("store").and_then(|()| File::open(path));
+    directory.and_then(|directory| directory.sync_all()).map_err(StoreError::io("sync", path))
 }
 
 #[cfg(test)]

@@ -920,6 +920,7 @@ impl Keeper {
     }
 
     fn started(&mut self) {
+        sys::fault::point("keeper-before-state");
         self.running = true;
         if let Some(together) = self.parts.together.take() {
             together.part();
@@ -942,6 +943,7 @@ impl Keeper {
                 eprintln!("keeper: {}", crate::sandbox::chain(&error));
             }
         }
+        sys::fault::point("keeper-has-state");
         let check = self.parts.saved.plan.healthcheck.clone();
         self.started = Instant::now();
         self.checks = check.map(|check| Checks::new(check, self.started));
@@ -987,6 +989,7 @@ impl Keeper {
     /// Init is gone: record it, tell whoever waits, clean up, in this order. How long to wait for the next
     /// life, if there is to be one.
     fn finish(&mut self) -> io::Result<Option<Duration>> {
+        sys::fault::point("keeper-ending");
         let plan = &self.parts.saved.plan;
         if !exec::namespaces(&plan.spec).contains(nix::sched::CloneFlags::CLONE_NEWPID) {
             self.end_descendants();
@@ -1020,7 +1023,9 @@ impl Keeper {
             }
         }
         let removed = self.record_end(code, again.is_some(), oom_killed);
+        sys::fault::point("keeper-recorded");
         tell_waiting(&self.connections, &reply);
+        sys::fault::point("keeper-told");
         self.connections.clear();
         self.namespaces = Namespaces::default();
         if again.is_none() {
@@ -1030,6 +1035,7 @@ impl Keeper {
         if let Some(group) = self.parts.group.take() {
             group.remove();
         }
+        sys::fault::point("keeper-cleaning");
         if let Some(grave) = removed {
             remove::tree(&grave, &self.parts.maps).map_err(io::Error::other)?;
             let root = self.parts.containers.store_root();

@@ -24,6 +24,7 @@ use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use self::forbidden::no_namespaces;
 use crate::image::RootSource;
 use crate::plan::request::LogDriver;
 use crate::plan::{ContainerPlan, HostPort, NetworkMode, Protocol, PublishedPort, RunRequest, WriteMode};
@@ -48,6 +49,7 @@ pub mod control;
 pub mod dbus;
 pub mod etc;
 pub mod fence;
+pub mod forbidden;
 pub mod journal;
 pub mod keeper;
 pub mod log;
@@ -197,9 +199,11 @@ pub fn launch(
     attach: Option<Attach>,
     ahead: Option<Ahead>,
 ) -> Result<Launched, LaunchError> {
+    sys::fault::point("command-before");
     let mut prepared = prepare(containers, record, saved)?;
     let (socket_path, listener) = listen(&record.id.to_string())?;
     prepared.state.socket.clone_from(&socket_path);
+    sys::fault::point("command-listens");
     let socket = |what: &'static str| move |errno: nix::errno::Errno| io_error(|| what.into())(errno.into());
     let (ours, starter) = sys::fd::seqpacket_pair().map_err(socket("make a socket"))?;
     let (stream, client) = match attach {
@@ -216,7 +220,10 @@ pub fn launch(
         errno => socket("make the container's keeper")(errno),
     })?;
     match forked {
-        Fork::Parent(_) => Ok(Launched { keeper: ours, stream, ahead }),
+        Fork::Parent(_) => {
+            sys::fault::point("command-forked");
+            Ok(Launched { keeper: ours, stream, ahead })
+        }
         Fork::Child => {
             drop((ours, stream));
             let work = Work {
@@ -486,6 +493,7 @@ pub(super) struct Work {
 fn become_keeper(work: Work, command: Pid) -> ! {
     let starter = work.starter.as_ref().map(OwnedFd::try_clone);
     let socket_path = work.socket_path.clone();
+    sys::fault::point("keeper-begins");
     let parts = leave_command(&work.prepared.dir)
         .and_then(|()| if work.saved.of_build { end_with(command) } else { Ok(()) })
         .and_then(|()| into_scope(work))
@@ -669,6 +677,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
         Fork::Parent(server) => server,
     };
     drop(parts);
+    sys::fault::point("keeper-has-server");
     let mut peers = prepared.peers;
     if peers.is_empty() && namespaces.contains(CloneFlags::CLONE_NEWUSER) {
         peers.extend(work.ahead.and_then(|ahead| ahead.take(&prepared.maps, namespaces)));
@@ -724,6 +733,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
         Fork::Parent(child) => child,
     };
     drop((init_keeper, init_server, stdio));
+    sys::fault::point("keeper-has-init");
     let begin = || prepared.maps.begin(child.pid).map_err(|failure| own_words(&init_socket, failure));
     // A user namespace that is joined, or was made ahead, has its maps.
     let writing = if peers.is_empty() { Some(begin()?) } else { None };
@@ -732,6 +742,7 @@ fn make_processes(work: Work) -> Result<keeper::Parts, Failure> {
     if let Some(writing) = writing {
         writing.finish().map_err(|failure| own_words(&init_socket, failure))?;
     }
+    sys::fault::point("keeper-has-maps");
     let together = affinity::Together::bring(child.pid, server.pid);
     sys::fd::send_with_fds(init_socket.as_fd(), &[1], &[])
         .during(stage, || "the container's init is gone".into())
@@ -790,35 +801,6 @@ fn volumes_to_fill(dir: &Path, plan: &ContainerPlan) -> Vec<(PathBuf, PathBuf)> 
     };
     let wanted = plan.volumes.iter().filter(|volume| !volume.no_copy);
     wanted.filter_map(|volume| Some((volume.destination.clone(), directory(&volume.destination)?))).collect()
-}
-
-/// Why the kernel refused new namespaces, and who can change that.
-fn no_namespaces(errno: nix::errno::Errno) -> Failure {
-    use nix::errno::Errno;
-    let setting =
-        |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
-    let failure = Failure::new(Stage::Namespaces, "cannot make the container's namespaces", errno);
-    if setting("/proc/sys/user/max_user_namespaces") == "0" {
-        failure
-            .hint("user namespaces are off on this machine: ask for `sysctl user.max_user_namespaces=15000`")
-    } else if setting("/proc/sys/kernel/unprivileged_userns_clone") == "0" {
-        failure
-            .hint("user namespaces are closed to users: ask for `sysctl kernel.unprivileged_userns_clone=1`")
-    } else if setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" {
-        failure.hint(
-            "AppArmor restricts user namespaces here: ask for `sysctl kernel.apparmor_restrict_unprivileged_userns=0`, \
-             or an AppArmor profile for this program with the rule `userns,`",
-        )
-    } else if matches!(errno, Errno::EPERM | Errno::ENOSYS) {
-        failure.hint(
-            "something forbids user namespaces to this process. In a container of hostel, start that one with \
-             --security-opt nested; in one of docker or podman with --security-opt seccomp=unconfined \
-             --security-opt systempaths=unconfined (podman: unmask=ALL) and --device /dev/fuse. A chroot forbids \
-             them too",
-        )
-    } else {
-        failure.hint("a limit may be reached: see /proc/sys/user/max_*_namespaces and `ulimit -u`")
-    }
 }
 
 /// Gives up the command's stdio: input from nowhere, messages to the container's supervisor.log.

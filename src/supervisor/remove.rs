@@ -42,6 +42,14 @@ pub fn stale_socket(id: &ContainerId) {
     }
 }
 
+/// As [`stale_socket`], for a container's directory that was unlinked from the store.
+pub fn socket_of(grave: &Path) {
+    let name = grave.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if let Some(Ok(id)) = name.strip_prefix(".rm-").map(str::parse) {
+        stale_socket(&id);
+    }
+}
+
 /// Removes the volumes that were made for the container alone; it is gone itself already.
 ///
 /// # Errors

@@ -71,6 +71,7 @@ fn serve(parts: Parts) -> Result<(), String> {
     let text = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
     sys::process::set_dumpable(false)
         .map_err(|errno| format!("cannot hide from other processes: {errno}"))?;
+    sys::fault::point("server-begins");
     raise_file_limit();
     let log = Writer::open(parts.log).map_err(text("cannot open the log"))?;
     let mut pump = Pump::new(
@@ -81,6 +82,7 @@ fn serve(parts: Parts) -> Result<(), String> {
         log,
     );
     fence::enter(&parts.fence)?;
+    sys::fault::point("server-fenced");
     if let Some((socket, stdin)) = parts.client {
         pump.attach(socket, stdin, stdin);
     }
@@ -100,6 +102,7 @@ fn serve(parts: Parts) -> Result<(), String> {
         match pump.wait_event().map_err(text("cannot poll"))? {
             Event::Init(text, Some(fd)) => match text.split_first() {
                 Some((&message::FUSE, _)) => {
+                    sys::fault::point("server-has-mount");
                     // A thread that is gone has said why, and ended the server.
                     let _ = devices.pop_front().map(|waiting| waiting.send(fd));
                 }
@@ -130,6 +133,7 @@ fn serve(parts: Parts) -> Result<(), String> {
             Event::Init(..) => return Err("init sent a message without a descriptor".into()),
             Event::Attach(socket, stdin) => pump.attach(socket, stdin, false),
             Event::Drained => {
+                sys::fault::point("server-drained");
                 drop((net_stop.take(), devices));
                 // The keeper may have gone first; then this process is about to be killed anyway.
                 let _ = sys::fd::send_with_fds(parts.keeper.as_fd(), &[word::DRAINED], &[]);
@@ -140,6 +144,7 @@ fn serve(parts: Parts) -> Result<(), String> {
             Event::KeeperGone => return Ok(()),
         }
     }
+    sys::fault::point("server-told");
     // What the kernel still has to write back comes while the mounts go away; then the threads end.
     for thread in fuse_threads {
         let _ = thread.join(); // its own error is reported by itself

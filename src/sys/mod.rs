@@ -5,6 +5,7 @@
 //! above; nothing here decides anything.
 #![allow(unsafe_code)] // the one place where it is allowed; the crate root denies it
 
+pub mod fault;
 pub mod fd;
 pub mod memory;
 pub mod mount;

@@ -199,7 +199,7 @@ impl Hostel {
     }
 
     /// Removes every container and fails if anything of the engine is left.
-    fn check_clean(&self) {
+    pub(crate) fn check_clean(&self) {
         let ids = self.run("ps -a -q --no-trunc").ok().out();
         if !ids.is_empty() {
             let arguments: Vec<_> = ["rm", "-f"].into_iter().chain(ids.lines()).collect();

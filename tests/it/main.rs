@@ -10,6 +10,7 @@ mod build;
 mod changes;
 mod cp;
 mod errors;
+mod faults;
 mod fixtures;
 mod harness;
 mod help;

@@ -75,6 +75,27 @@ fn a_joined_network() {
 }
 
 #[test]
+fn a_command_that_cannot_change_ids_is_explained() {
+    if has_subordinate_ids() {
+        return;
+    }
+    let Some(h) = Hostel::new() else { return };
+    let explained = |line: &str| {
+        let done = h.run(line);
+        let count = done.stderr.matches("one user id in this container").count();
+        (done.exit_code() != 0, count)
+    };
+    assert_eq!(explained("run --rm busybox sh -c 'touch /f && chown 1000 /f'"), (true, 1));
+    assert_eq!(explained("run --rm --storage-opt write=pure busybox chgrp 7 /etc/passwd"), (true, 1));
+    h.detached("--name box --network none busybox sleep 100");
+    assert_eq!(explained("exec box chown 1000 /etc/passwd"), (true, 1));
+    h.run("rm -f box").ok();
+    // A failure of another kind, and a refusal that did not matter, are none.
+    assert_eq!(explained("run --rm busybox ls /nosuch"), (true, 0));
+    assert_eq!(explained("run --rm busybox sh -c 'chown 1000 /etc/passwd; true'"), (false, 0));
+}
+
+#[test]
 fn a_step_that_cannot_change_ids_says_why() {
     if has_subordinate_ids() {
         return;

@@ -6,8 +6,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use crate::fixtures;
 use crate::harness::{Done, Hostel, binary, skip};
 
-/// Runs a script with `$HOSTEL`, as root of a user namespace with one id and mounts of its own.
+/// Runs a script with `$HOSTEL`, as root of a user namespace with one id and mounts of its own. Its end kills whatever
+/// is left in there, so what a keeper still clears away after its command has ended is waited for.
 fn unshared(h: &Hostel, script: &str) -> Done {
+    let script = format!(
+        "({script}\n); code=$?
+        for _ in $(seq 500); do pgrep -x hostel-keeper >/dev/null || break; sleep 0.02; done; exit $code"
+    );
     h.program(
         "unshare",
         &[
@@ -20,7 +25,7 @@ fn unshared(h: &Hostel, script: &str) -> Done {
             "--mount-proc",
             "bash",
             "-c",
-            script,
+            &script,
         ],
     )
     .run()
@@ -188,4 +193,111 @@ fn in_a_container_of_podman() {
     }
     podman(&["unshare", "rm", "-rf", &h.scratch("podman").to_string_lossy()]).ok();
     podman(&["system", "migrate"]); // ends its process that keeps the namespaces
+}
+
+#[test]
+fn few_inodes_lose_nothing() {
+    let Some(archive) = fixtures::busybox_archive() else { return skip("no busybox-static") };
+    let h = Hostel::empty();
+    if !may_unshare(&h) {
+        return;
+    }
+    let small = h.scratch("small").display().to_string();
+    // As many files as a small quota has: as an index and a tar they are a handful.
+    let mut layer = fixtures::Layer::new();
+    layer.dir("many", 0o755, 0);
+    for number in 0..33_000 {
+        layer.file(&format!("many/{number}"), 0o644, 0, b"");
+    }
+    layer.file("bin/busybox", 0o755, 0, &fs::read("/bin/busybox").unwrap_or_default());
+    let layout = h.scratch("layout");
+    fixtures::layout_of(&layout, &layer.finish());
+    let script = format!(
+        "mount -t tmpfs -o nr_inodes=20,size=64m none {small}; export HOSTEL_ROOT={small}/root
+        $HOSTEL load -q -i {archive} 2>&1 >/dev/null | grep -io 'no space left on device' || exit 80
+        test -z \"$($HOSTEL images -q)\" || exit 81
+        mount -t tmpfs -o remount,nr_inodes=32768 none {small}
+        $HOSTEL load -q -i {archive} >/dev/null || exit 82
+        many=$($HOSTEL pull -q oci:{layout}:latest) || exit 83
+        $HOSTEL run --rm --network none $many /bin/busybox sh -c 'ls /many | wc -l' || exit 84
+        $HOSTEL run -d --name box --network none busybox sleep 1000 >/dev/null || exit 85
+        # Not an inode is left; what runs can be stopped, and room be made.
+        i=0; while : > {small}/f$i; do i=$((i+1)); done 2>/dev/null
+        $HOSTEL run --rm --network none busybox true 2>&1 | grep -io 'no space left on device' || exit 86
+        pkill -9 -x hostel-keeper
+        $HOSTEL ps -a --format '{{{{.Names}}}} {{{{.State}}}}' || exit 87
+        $HOSTEL rm -f box || exit 88
+        $HOSTEL image prune -a -f >/dev/null || exit 89
+        rm {small}/f*
+        $HOSTEL load -q -i {archive} >/dev/null && $HOSTEL run --rm --network none busybox echo runs
+        $HOSTEL system check >/dev/null || exit 90",
+        archive = archive.display(),
+        layout = layout.display(),
+    );
+    let full = "No space left on device";
+    unshared(&h, &script).ok().stdout(&format!("{full}\n33000\n{full}\nbox exited\nbox\nruns\n"));
+}
+
+#[test]
+fn a_home_that_is_mounted_read_only_and_a_temporary_directory_without_execution() {
+    let Some(h) = Hostel::new() else { return };
+    if !may_unshare(&h) {
+        return;
+    }
+    let home = h.scratch("home").display().to_string();
+    let script = format!(
+        "mount -t tmpfs -o noexec,nosuid,nodev none {home}; mkdir {home}/tmp; mount -t tmpfs -o remount,ro,noexec none {home}; export HOME={home}
+        TMPDIR={home}/tmp $HOSTEL run --rm --network none busybox echo runs || exit 80
+        mount -t tmpfs -o remount,rw,noexec none {home}
+        TMPDIR={home}/tmp $HOSTEL run --rm --network none busybox echo runs || exit 81
+        mount -t tmpfs -o remount,ro,noexec none {home}; unset HOSTEL_ROOT XDG_DATA_HOME XDG_CONFIG_HOME
+        $HOSTEL run --rm host:/ true"
+    );
+    let done = unshared(&h, &script);
+    done.code(125).stdout("runs\nruns\n").stderr_has(&home).stderr_has("HOSTEL_ROOT");
+}
+
+#[test]
+fn records_from_a_clock_that_jumped() {
+    let Some(h) = Hostel::new() else { return };
+    let id = h.detached("--name box --network none busybox sh -c 'echo said; sleep 1000'");
+    h.wait_for_log("box", "said");
+    let place = |name: &str| h.root().join("containers").join(&id).join(name);
+    // Far in the future, and before there were machines.
+    for year in ["2199", "1970"] {
+        for name in ["record.json", "state.json"] {
+            let mut value: serde_json::Value =
+                serde_json::from_slice(&fs::read(place(name)).unwrap()).unwrap();
+            for field in ["created", "started"] {
+                if value.get(field).is_some() {
+                    value[field] = serde_json::json!(format!("{year}-01-02T03:04:05Z"));
+                }
+            }
+            fs::write(place(name), value.to_string()).unwrap();
+        }
+        h.run("ps --format '{{.Names}} {{.State}}'").ok().stdout("box running\n");
+        h.run("exec box echo entered").ok().stdout("entered\n");
+        h.run("logs box").ok().stdout("said\n");
+        h.run("inspect --format {{.Created}} box").ok().has(year);
+        h.run("container prune -f --filter until=1h").ok();
+        h.run("ps -q").ok().has(&id[..12]);
+    }
+    h.run("stop -t 0 box").ok();
+    h.run("start box").ok();
+    h.run("restart -t 0 box").ok();
+    h.run("ps --format '{{.Names}} {{.State}}'").ok().stdout("box running\n");
+}
+
+#[test]
+fn without_a_control_group_each_limit_is_told_and_discarded() {
+    let Some(h) = Hostel::new() else { return };
+    if !may_unshare(&h) {
+        return;
+    }
+    let script = "mount -t tmpfs none /sys/fs/cgroup || exit 80
+        $HOSTEL run --rm --network none -m 64m --pids-limit 10 --cpus 1 busybox echo runs";
+    let done = unshared(&h, script);
+    done.ok().stdout("runs\n");
+    let told: Vec<_> = done.stderr.lines().filter(|line| line.contains("discarded")).collect();
+    assert_eq!(told.len(), 3, "{}", done.stderr);
 }
