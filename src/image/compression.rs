@@ -6,6 +6,8 @@ use bzip2::bufread::MultiBzDecoder;
 use flate2::bufread::MultiGzDecoder;
 use lzma_rust2::XzReader;
 
+use super::gzip::VerifiedGzip;
+
 /// Bytes asked for at once from what is compressed.
 const INPUT_BYTES: usize = 256 << 10;
 /// The largest zstd window that is accepted, as a power of two: zstd's own default, 128 MiB.
@@ -26,6 +28,7 @@ type Input<'a> = BufReader<Chain<Cursor<Vec<u8>>, Box<dyn Read + 'a>>>;
 pub(super) enum Decoder<'a> {
     Plain(Chain<Cursor<Vec<u8>>, Box<dyn Read + 'a>>),
     Gzip(Box<MultiGzDecoder<Input<'a>>>),
+    VerifiedGzip(Box<VerifiedGzip<Input<'a>>>),
     Zstd(zstd::Decoder<'static, Input<'a>>),
     Xz(Box<XzReader<Input<'a>>>),
     Bzip2(Box<MultiBzDecoder<Input<'a>>>),
@@ -33,7 +36,16 @@ pub(super) enum Decoder<'a> {
 
 impl<'a> Decoder<'a> {
     /// Looks at the first bytes and chooses.
-    pub(super) fn new(mut input: Box<dyn Read + 'a>) -> io::Result<Self> {
+    pub(super) fn new(input: Box<dyn Read + 'a>) -> io::Result<Self> {
+        Self::choose(input, false)
+    }
+
+    /// As [`Self::new`], for a stream whose digest is checked: a checksum besides is passed over where that is cheaper.
+    pub(super) fn of_verified(input: Box<dyn Read + 'a>) -> io::Result<Self> {
+        Self::choose(input, true)
+    }
+
+    fn choose(mut input: Box<dyn Read + 'a>, is_verified: bool) -> io::Result<Self> {
         let mut magic = Vec::with_capacity(6);
         input.by_ref().take(6).read_to_end(&mut magic)?;
         if let Some((_, name)) = REFUSED.iter().find(|(refused, _)| magic.starts_with(refused)) {
@@ -45,7 +57,9 @@ impl<'a> Decoder<'a> {
         let kind = magic.clone();
         let input = Cursor::new(magic).chain(input);
         let buffered = |input| BufReader::with_capacity(INPUT_BYTES, input);
-        if kind.starts_with(GZIP) {
+        if kind.starts_with(GZIP) && is_verified {
+            Ok(Self::VerifiedGzip(Box::new(VerifiedGzip::new(buffered(input)))))
+        } else if kind.starts_with(GZIP) {
             Ok(Self::Gzip(Box::new(MultiGzDecoder::new(buffered(input)))))
         } else if kind.starts_with(ZSTD) {
             let mut decoder = zstd::Decoder::with_buffer(buffered(input))?;
@@ -77,6 +91,7 @@ impl<'a> Decoder<'a> {
         match self {
             Self::Plain(input) => io::copy(input, &mut io::sink()),
             Self::Gzip(decoder) => io::copy(decoder.get_mut(), &mut io::sink()),
+            Self::VerifiedGzip(decoder) => io::copy(decoder.get_mut(), &mut io::sink()),
             Self::Zstd(decoder) => io::copy(decoder.get_mut(), &mut io::sink()),
             Self::Xz(decoder) => io::copy(decoder.inner_mut(), &mut io::sink()),
             Self::Bzip2(decoder) => io::copy(decoder.get_mut(), &mut io::sink()),
@@ -90,6 +105,7 @@ impl Read for Decoder<'_> {
         match self {
             Self::Plain(input) => input.read(buffer),
             Self::Gzip(decoder) => decoder.read(buffer),
+            Self::VerifiedGzip(decoder) => decoder.read(buffer),
             Self::Zstd(decoder) => decoder.read(buffer),
             Self::Xz(decoder) => decoder.read(buffer),
             Self::Bzip2(decoder) => decoder.read(buffer),

@@ -74,7 +74,7 @@ impl Found {
     }
 }
 
-/// Whether the bytes that are handed over are hashed here.
+/// Whether the bytes that are handed over are hashed here, or elsewhere and compared with what they should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InputHash {
     Here,
@@ -299,7 +299,11 @@ fn produce(
     let mut hash = Hash::default();
     let taken = Cell::new(0);
     let hashing = Hashing { inner: reader, input_hash, hash: &mut hash, taken: &taken };
-    let mut decoder = Decoder::new(Box::new(hashing)).map_err(Failure::Stream)?;
+    let decoder = match input_hash {
+        InputHash::Here => Decoder::new(Box::new(hashing)),
+        InputHash::Elsewhere => Decoder::of_verified(Box::new(hashing)),
+    };
+    let mut decoder = decoder.map_err(Failure::Stream)?;
     let is_plain = decoder.is_plain();
     let mut uncompressed: u64 = 0;
     // Without a chunk to fill, or a taker for it, the second thread has given up.

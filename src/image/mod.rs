@@ -34,6 +34,7 @@ mod error;
 mod find;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod gzip;
 mod handed_over;
 mod hot;
 mod ingest;
