@@ -217,6 +217,11 @@ pub fn launch(
     let forked = sys::process::clone(0, false).map_err(|errno| match errno {
         // What containers' usual seccomp profiles answer to clone3(2).
         nix::errno::Errno::ENOSYS => no_namespaces(errno).into(),
+        nix::errno::Errno::EAGAIN => {
+            Failure::new(Stage::Namespaces, "cannot make the container's keeper", errno)
+                .hint("a limit of processes may be reached: see `ulimit -u`, and what else runs as this user")
+                .into()
+        }
         errno => socket("make the container's keeper")(errno),
     })?;
     match forked {

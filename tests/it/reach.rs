@@ -76,6 +76,9 @@ fn few_descriptors_and_processes() {
     let Some(h) = Hostel::new() else { return };
     let script = "ulimit -n 64; \"$HOSTEL\" run --rm busybox echo runs";
     h.program("bash", &["-c", script]).run().ok().stdout("runs\n");
+    let none = "ulimit -u 1; exec \"$HOSTEL\" run --rm --network none busybox true";
+    h.program("bash", &["-c", none]).run().fails(125, &["the container's keeper", "ulimit -u"]);
+    h.run("ps -aq").ok().stdout("");
 }
 
 #[test]
