@@ -103,6 +103,19 @@ fn the_server_is_killed_at_each_stage() {
     killed_at(&stages.map(|stage| format!("server-{stage}")).each_ref().map(String::as_str), "");
 }
 
+#[test]
+#[cfg_attr(not(feature = "fault-points"), ignore = "needs --features fault-points")]
+fn a_process_of_exec_that_is_killed_before_its_command_harms_nobody() {
+    let Some(h) = Hostel::new() else { return };
+    let (done, _) =
+        with_fault(&h, "run -d --name one --network none busybox sleep 1000", "exec-ready", "KILL", 1);
+    done.ok();
+    assert_ne!(h.run("exec one true").exit_code(), 0);
+    assert_eq!(passed(&count_file(&h)), 1);
+    h.run("exec one echo in").ok().stdout("in\n");
+    h.run("ps --format '{{.Names}} {{.State}}'").ok().stdout("one running\n");
+}
+
 /// Every step that a command makes on the disk with a fault: one of three in turn, or each with
 /// `HOSTEL_TEST_FAULTS=all`, which takes three times as long.
 struct Steps<'a> {

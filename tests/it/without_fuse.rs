@@ -107,3 +107,27 @@ fn a_copied_container_tells_its_changes() {
     let left = h.place("root.nested/work/work");
     std::fs::set_permissions(left, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
 }
+
+#[test]
+fn a_device_that_is_closed_to_the_user_is_as_one_that_is_missing() {
+    let Some(h) = Hostel::new() else { return };
+    // A file of an owner who has no id in the namespace, and that nobody else may read: no right opens it.
+    let closed = HIDDEN
+        .replace("mount --rbind", "touch \"$d/fuse\"; mount --bind /etc/shadow \"$d/fuse\"\nmount --rbind");
+    let run = |line: &str| {
+        let arguments = words(line);
+        let mut all = vec!["--user", "--map-root-user", "--mount", "sh", "-c", &closed, "sh"];
+        all.extend(arguments.iter().map(String::as_str));
+        h.program("unshare", &all).run()
+    };
+    let info = run("info");
+    if info.exit_code() != 0 {
+        return skip(&format!("no user namespace with mounts of its own: {}", info.stderr));
+    }
+    info.has("Image Mode: materialised");
+    run("run --rm --network none busybox echo runs")
+        .ok()
+        .stdout("runs\n")
+        .stderr_has("NOTE: the image is written out");
+    run("doctor").has("/dev/fuse: Permission denied").has("chmod 0666 /dev/fuse");
+}
