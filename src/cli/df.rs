@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::builder::Cache;
-use super::format::{Table, Template, ago, human_size, human_size_exact};
+use super::format::{Table, Template, ago, human_size, human_size_exact, raw};
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::Digest;
 use crate::image::Reference;
@@ -34,6 +34,14 @@ const SUMMARY: Table<'static> = Table {
     ],
     default: "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}",
 };
+/// `--format raw`.
+const RAW: [(&str, &str); 5] = [
+    ("type", "Type"),
+    ("total", "TotalCount"),
+    ("active", "Active"),
+    ("size", "Size"),
+    ("reclaimable", "Reclaimable"),
+];
 const IMAGES: Table<'static> = Table {
     headings: &[
         ("Repository", "REPOSITORY"),
@@ -84,7 +92,9 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     if args.verbose {
         print!("{}", usage.details(&args.format)?);
     } else {
-        print!("{}", SUMMARY.render(&args.format, &usage.summary()?)?);
+        let raw = raw(&args.format, &RAW);
+        let format = raw.as_deref().unwrap_or(&args.format);
+        print!("{}", SUMMARY.render(format, &usage.summary()?)?);
     }
     Ok(Exit::Success)
 }
@@ -199,7 +209,10 @@ impl Usage {
             });
             return Ok(match format {
                 "json" => format!("{}\n", super::format::json_compact(&all)),
-                template => format!("{}\n", Template::parse(template)?.render(&all)?),
+                template => {
+                    let rendered = Template::parse(template).and_then(|template| template.render(&all));
+                    format!("{}\n", rendered.map_err(|error| error.told())?)
+                }
             });
         }
         Ok(format!(

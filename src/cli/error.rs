@@ -12,6 +12,8 @@ pub enum Exit {
     Success,
     /// A verb other than run, create, start and exec failed.
     Failure,
+    /// A template of `inspect`, `info`, `version` or `events` that cannot be read.
+    Usage,
     /// The engine itself failed before the container's command ran; also wrong flags of `run`.
     Engine,
     /// The container's command cannot be executed.
@@ -29,6 +31,7 @@ impl Exit {
         match self {
             Self::Success => 0,
             Self::Failure => 1,
+            Self::Usage => 64,
             Self::Engine => 125,
             Self::NotExecutable => 126,
             Self::NotFound => 127,
@@ -104,6 +107,7 @@ mod tests {
         let table = [
             (Exit::Success, 0),
             (Exit::Failure, 1),
+            (Exit::Usage, 64),
             (Exit::Engine, 125),
             (Exit::NotExecutable, 126),
             (Exit::NotFound, 127),

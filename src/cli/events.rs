@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::filter::Filters;
-use super::format::Template;
+use super::format::{Template, TemplateError};
 use super::{CliError, Context, Exit, Outcome};
 use crate::image::Reference;
 use crate::store::events::{Event, Events};
@@ -47,7 +47,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let filters = Filters::parse(&args.filter, &FILTERS)?;
     let template = match args.format.as_str() {
         "" | "json" => None,
-        text => Some(Template::parse(text)?),
+        text => Some(Template::parse(text).map_err(|error| wrong(&error))?),
     };
     let time = |flag: &str, text: Option<&String>| {
         let parse = |text: &String| {
@@ -74,7 +74,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
                 continue;
             }
             let line = match (&template, args.format.as_str()) {
-                (Some(template), _) => template.render(&object(&event))?,
+                (Some(template), _) => template.render(&object(&event)).map_err(|error| wrong(&error))?,
                 (None, "json") => object(&event).to_string(),
                 (None, _) => text(&event),
             };
@@ -86,6 +86,10 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         }
         std::thread::sleep(INTERVAL);
     }
+}
+
+fn wrong(error: &TemplateError) -> CliError {
+    error.told_as("Error parsing format").with_exit(Exit::Usage)
 }
 
 /// As elsewhere; with `+`, a duration from now, which Docker takes as well.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::filter::{self, Filters};
-use super::format::{Table, ago, go_time, human_size, human_size_exact, render_inspect};
+use super::format::{Table, ago, check_inspect, go_time, human_size, human_size_exact, raw, render_inspect};
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::Digest;
 use crate::image::registry::RegistryError;
@@ -166,10 +166,23 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         (true, true) => WITH_BOTH,
     };
     let table = Table { headings: HEADINGS, default: columns };
-    let format = if args.quiet && args.format.is_empty() { "{{.ID}}" } else { &args.format };
+    let shown = RAW.into_iter().filter(|(word, _)| args.digests || *word != "digest").collect::<Vec<_>>();
+    let raw = raw(&args.format, &shown);
+    let format =
+        if args.quiet && args.format.is_empty() { "{{.ID}}" } else { raw.as_deref().unwrap_or(&args.format) };
     print!("{}", table.render(format, &rows)?);
     Ok(Exit::Success)
 }
+
+/// `--format raw`.
+const RAW: [(&str, &str); 6] = [
+    ("repository", "Repository"),
+    ("tag", "Tag"),
+    ("digest", "Digest"),
+    ("image_id", "ID"),
+    ("created_at", "CreatedAt"),
+    ("virtual_size", "Size"),
+];
 
 fn row(
     id: &str,
@@ -299,6 +312,7 @@ fn in_class(class: &[char], c: char) -> bool {
 /// # Errors
 /// A template that is wrong; a store that cannot be read.
 pub fn inspect(ctx: &Context, args: &InspectArgs) -> Outcome {
+    check_inspect(args.format.as_deref())?;
     let (mut objects, mut missing) = (Vec::new(), Vec::new());
     let platform = platform(args.platform.as_deref())?;
     let store = Store::open(&ctx.root)?;

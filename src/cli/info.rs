@@ -30,7 +30,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     match args.format.as_str() {
         "" => print!("{}", text(&object)),
         "json" => println!("{object}"),
-        template => println!("{}", Template::parse(template)?.render(&object)?),
+        template => println!("{}", Template::render_one(template, &object)?),
     }
     Ok(Exit::Success)
 }

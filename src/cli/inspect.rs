@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::format::render_inspect;
+use super::format::{check_inspect, render_inspect};
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::Name;
 use crate::plan::request::{
@@ -49,6 +49,7 @@ pub fn run_container(ctx: &Context, args: &Args) -> Outcome {
 }
 
 fn inspect(ctx: &Context, args: &Args, kind: &str) -> Outcome {
+    check_inspect(args.format.as_deref())?;
     let containers = Containers::new(&ctx.root);
     let (mut objects, mut missing) = (Vec::new(), Vec::new());
     for name in &args.names {

@@ -4,7 +4,7 @@ use net::{Addresses, DEFAULT_MTU_BYTES, HostRoutes};
 use serde_json::{Map, Value, json};
 
 use super::filter::Filters;
-use super::format::{Table, render_inspect};
+use super::format::{Table, check_inspect, raw, render_inspect};
 use super::{CliError, Context, Exit, Outcome};
 use crate::plan::network_id;
 use crate::store::containers::{Containers, NetworkAddresses, NetworkState, Status};
@@ -205,10 +205,16 @@ fn list(args: &ListArgs) -> Outcome {
             })
         })
         .collect();
-    let format = if args.quiet && args.format.is_empty() { "{{.ID}}" } else { &args.format };
+    let raw = raw(&args.format, &RAW);
+    let format =
+        if args.quiet && args.format.is_empty() { "{{.ID}}" } else { raw.as_deref().unwrap_or(&args.format) };
     print!("{}", Table { headings: HEADINGS, default: COLUMNS }.render(format, &rows)?);
     Ok(Exit::Success)
 }
+
+/// `--format raw`.
+const RAW: [(&str, &str); 4] =
+    [("network_id", "ID"), ("name", "Name"), ("driver", "Driver"), ("scope", "Scope")];
 
 fn keeps(network: Network, filters: &Filters) -> bool {
     let id = network.id();
@@ -220,6 +226,7 @@ fn keeps(network: Network, filters: &Filters) -> bool {
 }
 
 fn inspect(ctx: &Context, args: &InspectArgs) -> Outcome {
+    check_inspect(args.format.as_deref())?;
     let (mut objects, mut errors) = (Vec::new(), Vec::new());
     for text in &args.networks {
         match Network::find(text) {

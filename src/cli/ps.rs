@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::filter::Filters;
-use super::format::{Table, ago, human_duration, human_size};
+use super::format::{Table, TemplateError, ago, human_duration, human_size, raw};
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::Digest;
 use crate::image::{self, Source};
@@ -62,6 +62,7 @@ const HEADINGS: &[(&str, &str)] = &[
     ("LocalVolumes", "LOCAL VOLUMES"),
     ("Mounts", "MOUNTS"),
     ("Networks", "NETWORKS"),
+    ("Platform", "PLATFORM"),
 ];
 const DEFAULT: &str =
     "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}";
@@ -103,13 +104,36 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         .map(|(record, status)| {
             let mut row = row(record, status, &containers, args);
             row["Image"] = shown_image(&catalog, record, args.no_trunc).into();
+            row["Platform"] = platform(&catalog, record);
             row
         })
         .collect();
     let default = if args.size { WITH_SIZE } else { DEFAULT };
-    print!("{}", Table { headings: HEADINGS, default }.render(&args.format, &rows)?);
+    let raw = raw(&args.format, if args.size { &RAW } else { &RAW[..RAW.len() - 1] });
+    let format = raw.as_deref().unwrap_or(&args.format);
+    let table = Table { headings: HEADINGS, default }.try_render(format, &rows).map_err(|error| {
+        error.told_as(match error {
+            TemplateError::Parse { .. } => "failed to parse template",
+            TemplateError::Execute { .. } => "failed to execute template",
+        })
+    })?;
+    print!("{table}");
     Ok(Exit::Success)
 }
+
+/// `--format raw`; the last only where sizes are asked for.
+const RAW: [(&str, &str); 10] = [
+    ("container_id", "ID"),
+    ("image", "Image"),
+    ("command", "Command"),
+    ("created_at", "CreatedAt"),
+    ("state", "State"),
+    ("status", "Status"),
+    ("names", "Names"),
+    ("labels", "Labels"),
+    ("ports", "Ports"),
+    ("size", "Size"),
+];
 
 fn row(record: &Record, status: &Status, containers: &Containers, args: &Args) -> Value {
     let mounts: Vec<String> = containers
@@ -143,6 +167,13 @@ fn row(record: &Record, status: &Status, containers: &Containers, args: &Args) -
         "Mounts": mounts.join(","),
         "Networks": networks,
     })
+}
+
+/// The platform of a container's image, while that is there.
+fn platform(catalog: &Catalog, record: &Record) -> Value {
+    let id = record.image_id.as_ref().and_then(|id| id.parse::<Digest>().ok());
+    let entry = id.and_then(|id| catalog.images.get(&id));
+    entry.map_or(Value::Null, |entry| format!("{}/{}", entry.os, entry.architecture).into())
 }
 
 /// What a container's image is called: as it was asked for, while that means this image; else by its id.

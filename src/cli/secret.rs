@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::format::{Table, ago, render_inspect};
+use super::format::{Table, ago, check_inspect, render_inspect};
 use super::{CliError, Context, Exit, Outcome, each};
 use crate::store::secrets::{MAX_SECRET_BYTES, SecretMeta, Secrets};
 use crate::sys;
@@ -151,6 +151,7 @@ fn read(file: &Path) -> Result<Vec<u8>, CliError> {
 }
 
 fn inspect(secrets: &Secrets, args: &InspectArgs) -> Outcome {
+    check_inspect(args.format.as_deref())?;
     let (mut found, mut missing) = (Vec::new(), Vec::new());
     for reference in &args.secrets {
         match secrets.find(reference) {

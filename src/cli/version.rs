@@ -33,7 +33,7 @@ pub fn run(_: &Context, args: &Args) -> Outcome {
             println!(" Kernel:          {kernel}");
         }
         "json" => println!("{object}"),
-        template => println!("{}", Template::parse(template)?.render(&object)?),
+        template => println!("{}", Template::render_one(template, &object)?),
     }
     Ok(Exit::Success)
 }

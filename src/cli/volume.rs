@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::filter::Filters;
-use super::format::{Table, human_size_exact, render_inspect};
+use super::format::{Table, check_inspect, human_size_exact, raw, render_inspect};
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::{ContainerId, Name};
 use crate::sandbox::idmap::{Facts, Wanted, choose};
@@ -229,6 +229,7 @@ fn key_value(text: &str) -> (String, String) {
 }
 
 fn inspect(ctx: &Context, args: &InspectArgs) -> Outcome {
+    check_inspect(args.format.as_deref())?;
     let store = Store::open(&ctx.root)?;
     let (mut objects, mut errors) = (Vec::new(), Vec::new());
     for text in &args.volumes {
@@ -280,10 +281,18 @@ fn list(ctx: &Context, args: &ListArgs) -> Outcome {
             rows.push(row(&volume));
         }
     }
-    let format = if args.quiet && args.format.is_empty() { "{{.Name}}" } else { &args.format };
+    let raw = raw(&args.format, &RAW);
+    let format = if args.quiet && args.format.is_empty() {
+        "{{.Name}}"
+    } else {
+        raw.as_deref().unwrap_or(&args.format)
+    };
     print!("{}", Table { headings: HEADINGS, default: COLUMNS }.render(format, &rows)?);
     Ok(Exit::Success)
 }
+
+/// `--format raw`.
+const RAW: [(&str, &str); 2] = [("name", "Name"), ("driver", "Driver")];
 
 fn row(volume: &Volume) -> Value {
     let labels: Vec<String> =

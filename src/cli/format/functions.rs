@@ -1,16 +1,46 @@
 //! The functions of templates: Go's own, and those that Docker adds (`json`, `join`, `split`,
-//! `lower`, `upper`, `title`, `pad`, `truncate`), with the printing of values as Go prints them.
+//! `lower`, `upper`, `title`, `pad`, `truncate`).
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt::Write as _;
 
-use serde_json::{Number, Value};
+use serde_json::Value;
 
-use super::eval::{Item, is_struct};
+use super::eval::Item;
+use super::printf::{self, MAX_WIDTH, printf};
+use super::tree::{Kind, Operand};
 
-/// Widths and precisions of `printf`, and blanks of `pad`, above which a format is refused.
-const MAX_WIDTH: usize = 10_000;
+/// Every function with its name.
+const NAMES: [(&str, Function); 27] = [
+    ("and", Function::And),
+    ("or", Function::Or),
+    ("not", Function::Not),
+    ("len", Function::Len),
+    ("index", Function::Index),
+    ("slice", Function::Slice),
+    ("eq", Function::Eq),
+    ("ne", Function::Ne),
+    ("lt", Function::Lt),
+    ("le", Function::Le),
+    ("gt", Function::Gt),
+    ("ge", Function::Ge),
+    ("print", Function::Print),
+    ("printf", Function::Printf),
+    ("println", Function::Println),
+    ("html", Function::Html),
+    ("js", Function::Js),
+    ("urlquery", Function::Urlquery),
+    ("call", Function::Call),
+    ("json", Function::Json),
+    ("join", Function::Join),
+    ("split", Function::Split),
+    ("lower", Function::Lower),
+    ("upper", Function::Upper),
+    ("title", Function::Title),
+    ("pad", Function::Pad),
+    ("truncate", Function::Truncate),
+];
 
 /// A function that a template may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +60,10 @@ pub(super) enum Function {
     Print,
     Printf,
     Println,
+    Html,
+    Js,
+    Urlquery,
+    Call,
     Json,
     Join,
     Split,
@@ -42,77 +76,193 @@ pub(super) enum Function {
 
 type Result<T> = std::result::Result<T, String>;
 
+/// What a function takes at a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parameter {
+    Any,
+    Text,
+    Integer,
+    /// Texts.
+    List,
+}
+
+impl Parameter {
+    fn go_name(self) -> &'static str {
+        match self {
+            Self::Any => "interface {}",
+            Self::Text => "string",
+            Self::Integer => "int",
+            Self::List => "[]string",
+        }
+    }
+
+    /// Why a literal cannot stand here, if it is one.
+    pub(super) fn refuses_literal(self, operand: &Operand) -> Option<String> {
+        match (self, &operand.kind) {
+            (Self::Text | Self::Integer, Kind::Nil) => {
+                Some(format!("cannot assign nil to {}", self.go_name()))
+            }
+            (Self::Text, Kind::Literal(value, text)) if !value.is_string() => {
+                Some(format!("expected string; found {text}"))
+            }
+            (Self::Integer, Kind::Literal(value, text)) if !(value.is_i64() || value.is_u64()) => {
+                Some(format!("expected integer; found {text}"))
+            }
+            (Self::List, Kind::Literal(_, text)) => {
+                Some(format!("can't handle {text} for arg of type []string"))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a value that came from elsewhere fits.
+    pub(super) fn check(self, value: &Item<'_>) -> Result<()> {
+        let fits = match (self, value.as_deref()) {
+            (Self::Any, _) => true,
+            (_, None) | (Self::Text | Self::Integer, Some(Value::Null)) => {
+                return Err(format!("invalid value; expected {}", self.go_name()));
+            }
+            (Self::Text, Some(value)) => value.is_string(),
+            (Self::Integer, Some(value)) => value.is_i64() || value.is_u64(),
+            (Self::List, Some(Value::Array(items))) => items.iter().all(Value::is_string),
+            (Self::List, Some(value)) => value.is_null(),
+        };
+        match value {
+            Some(value) if !fits => {
+                let (wanted, found) = (self.go_name(), type_name(value));
+                Err(format!("wrong type for value; expected {wanted}; got {found}"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Function {
     pub(super) fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "and" => Self::And,
-            "or" => Self::Or,
-            "not" => Self::Not,
-            "len" => Self::Len,
-            "index" => Self::Index,
-            "slice" => Self::Slice,
-            "eq" => Self::Eq,
-            "ne" => Self::Ne,
-            "lt" => Self::Lt,
-            "le" => Self::Le,
-            "gt" => Self::Gt,
-            "ge" => Self::Ge,
-            "print" => Self::Print,
-            "printf" => Self::Printf,
-            "println" => Self::Println,
-            "json" => Self::Json,
-            "join" => Self::Join,
-            "split" => Self::Split,
-            "lower" => Self::Lower,
-            "upper" => Self::Upper,
-            "title" => Self::Title,
-            "pad" => Self::Pad,
-            "truncate" => Self::Truncate,
-            _ => return None,
-        })
+        NAMES.iter().find(|(known, _)| *known == name).map(|(_, function)| *function)
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        NAMES.iter().find(|(_, function)| *function == self).map_or("", |(name, _)| name)
+    }
+
+    /// How many arguments it takes, if these are not as many.
+    pub(super) fn wants_other_than(self, given: usize) -> Option<String> {
+        let (least, more) = match self {
+            Self::Print | Self::Println | Self::Html | Self::Js | Self::Urlquery => return None,
+            Self::And | Self::Or | Self::Index | Self::Slice | Self::Eq | Self::Printf | Self::Call => {
+                (1, true)
+            }
+            Self::Not | Self::Len | Self::Json | Self::Lower | Self::Upper | Self::Title => (1, false),
+            Self::Ne | Self::Lt | Self::Le | Self::Gt | Self::Ge => (2, false),
+            Self::Join | Self::Split | Self::Truncate => (2, false),
+            Self::Pad => (3, false),
+        };
+        match more {
+            true if given < least => Some(format!("at least {least}")),
+            false if given != least => Some(least.to_string()),
+            _ => None,
+        }
+    }
+
+    /// What it takes at this place, from 0.
+    pub(super) fn parameter(self, place: usize) -> Parameter {
+        match (self, place) {
+            (Self::Printf, 0) | (Self::Split | Self::Lower | Self::Upper | Self::Title, _) => Parameter::Text,
+            (Self::Join, 0) => Parameter::List,
+            (Self::Join, _) | (Self::Pad | Self::Truncate, 0) => Parameter::Text,
+            (Self::Pad | Self::Truncate, _) => Parameter::Integer,
+            _ => Parameter::Any,
+        }
     }
 
     /// Whether a heading goes through unchanged (Docker's HeaderFunctions).
     pub(super) fn keeps_headings(self) -> bool {
-        matches!(self, Self::Json | Self::Title | Self::Lower | Self::Upper | Self::Truncate)
+        matches!(
+            self,
+            Self::Json | Self::Title | Self::Lower | Self::Upper | Self::Truncate | Self::Join | Self::Split
+        )
     }
 
-    /// Calls the function; `And` and `Or` are the evaluator's.
-    pub(super) fn call<'a>(self, arguments: &[Item<'a>]) -> Result<Item<'a>> {
+    /// Whether the text that it changes comes first, before what says how.
+    pub(super) fn is_text_first(self) -> bool {
+        matches!(self, Self::Truncate | Self::Join | Self::Split)
+    }
+
+    /// Calls the function with as many arguments as it takes, of the kinds that it takes; `And` and `Or` are the
+    /// evaluator's. `written` is how the first argument is written.
+    pub(super) fn call<'a>(self, arguments: &[Item<'a>], written: &str) -> Result<Item<'a>> {
         let owned = |value: Value| Ok(Some(Cow::Owned(value)));
+        let numbers = || arguments.iter().map(Option::as_deref).collect::<Vec<_>>();
         match (self, arguments) {
             (Self::Not, [value]) => owned((!truth(value)).into()),
             (Self::Len, [value]) => owned(length(value)?.into()),
             (Self::Index, [value, keys @ ..]) => keys.iter().try_fold(value.clone(), index),
             (Self::Slice, [value, bounds @ ..]) => owned(slice(value, bounds)?),
-            (Self::Eq, [value, others @ ..]) if !others.is_empty() => {
-                owned(others.iter().any(|other| equal(value, other)).into())
+            (Self::Eq, [_]) => Err("missing argument for comparison".to_owned()),
+            (Self::Eq, [value, others @ ..]) => {
+                for other in others {
+                    if equal(value, other)? {
+                        return owned(true.into());
+                    }
+                }
+                owned(false.into())
             }
-            (Self::Ne, [a, b]) => owned((!equal(a, b)).into()),
+            (Self::Ne, [a, b]) => owned((!equal(a, b)?).into()),
             (Self::Lt, [a, b]) => owned((order(a, b)? == Ordering::Less).into()),
             (Self::Le, [a, b]) => owned((order(a, b)? != Ordering::Greater).into()),
             (Self::Gt, [a, b]) => owned((order(a, b)? == Ordering::Greater).into()),
             (Self::Ge, [a, b]) => owned((order(a, b)? != Ordering::Less).into()),
             (Self::Print, values) => owned(print(values).into()),
             (Self::Println, values) => {
-                let words: Vec<String> = values.iter().map(|value| text(value).into_owned()).collect();
+                let words: Vec<String> = values.iter().map(plain).collect();
                 owned((words.join(" ") + "\n").into())
             }
-            (Self::Printf, [format, values @ ..]) => owned(printf(string(format)?, values)?.into()),
+            (Self::Printf, [format, ..]) => owned(printf(string(format)?, &numbers()[1..])?.into()),
+            (Self::Html, values) => owned(escaped(values, |c| match c {
+                '<' => Some("&lt;".to_owned()),
+                '>' => Some("&gt;".to_owned()),
+                '&' => Some("&amp;".to_owned()),
+                '\'' => Some("&#39;".to_owned()),
+                '"' => Some("&#34;".to_owned()),
+                '\0' => Some('\u{fffd}'.to_string()),
+                _ => None,
+            })),
+            (Self::Js, values) => owned(escaped(values, |c| match c {
+                '\\' | '\'' | '"' => Some(format!("\\{c}")),
+                '<' | '>' | '&' | '=' => Some(format!("\\u{:04X}", u32::from(c))),
+                _ if c.is_control() => Some(format!("\\u{:04X}", u32::from(c))),
+                _ => None,
+            })),
+            (Self::Urlquery, values) => owned(escaped(values, |c| match c {
+                'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' | '.' | '~' => None,
+                ' ' => Some("+".to_owned()),
+                c => Some(c.encode_utf8(&mut [0; 4]).bytes().fold(String::new(), |mut text, byte| {
+                    let _ = write!(text, "%{byte:02X}");
+                    text
+                })),
+            })),
+            (Self::Call, [value, ..]) => match value.as_deref() {
+                None | Some(Value::Null) => Err("call of nil".to_owned()),
+                Some(value) => Err(format!("non-function {written} of type {}", type_name(value))),
+            },
             (Self::Json, [value]) => owned(super::json_compact(value).into()),
-            (Self::Join, [list, separator]) => owned(join(list, string(separator)?)?.into()),
+            (Self::Join, [list, separator]) => owned(join(list, string(separator)?).into()),
             (Self::Split, [value, separator]) => owned(split(string(value)?, string(separator)?)),
             (Self::Lower, [value]) => owned(string(value)?.to_lowercase().into()),
             (Self::Upper, [value]) => owned(string(value)?.to_uppercase().into()),
             (Self::Title, [value]) => owned(title(string(value)?).into()),
             (Self::Pad, [value, before, after]) => owned(pad(string(value)?, before, after)?.into()),
-            (Self::Truncate, [value, count]) => {
-                owned(string(value)?.chars().take(small(count)?).collect::<String>().into())
-            }
-            _ => Err(format!("{self:?} was given {} arguments, which is not what it takes", arguments.len())
-                .to_lowercase()),
+            (Self::Truncate, [value, count]) => owned(truncate(string(value)?, count)?.into()),
+            // The evaluator has counted them.
+            _ => Err(format!("{} arguments", arguments.len())),
         }
     }
+}
+
+/// The heading of a label's column: the last part of its name.
+pub(super) fn label_heading(name: &str) -> Value {
+    name.rsplit('.').next().unwrap_or_default().replace(['-', '_'], " ").into()
 }
 
 /// The value of one label: of the object itself, or of its `Labels` (an object, or `k=v,k=v`).
@@ -150,41 +300,28 @@ pub(super) fn text<'v>(value: &'v Item<'_>) -> Cow<'v, str> {
     }
 }
 
-/// What a message calls a value.
-pub(super) fn kind(value: &Value) -> &'static str {
+/// Go's name of a value's type.
+pub(super) fn type_name(value: &Value) -> &'static str {
     match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
+        Value::Null => "interface {}",
+        Value::Bool(_) => "bool",
+        Value::Number(number) if number.is_f64() => "float64",
+        Value::Number(_) => "int",
+        Value::String(_) => "string",
+        Value::Array(items) if !items.is_empty() && items.iter().all(Value::is_string) => "[]string",
+        Value::Array(_) => "[]interface {}",
+        Value::Object(map) if !map.is_empty() && map.values().all(Value::is_string) => "map[string]string",
+        Value::Object(_) => "map[string]interface {}",
     }
-}
-
-fn kind_of(value: &Item<'_>) -> &'static str {
-    value.as_deref().map_or("nothing", kind)
 }
 
 /// Go's `%v`.
-fn go_text(value: &Value) -> String {
-    match value {
-        Value::Null => "<nil>".to_owned(),
-        Value::Bool(value) => value.to_string(),
-        Value::Number(number) => number.to_string(),
-        Value::String(text) => text.clone(),
-        Value::Array(items) => format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" ")),
-        Value::Object(map) if is_struct(map) => {
-            format!("{{{}}}", map.values().map(go_text).collect::<Vec<_>>().join(" "))
-        }
-        Value::Object(map) => {
-            let mut pairs: Vec<(&String, &Value)> = map.iter().collect();
-            pairs.sort_by_key(|(key, _)| *key);
-            let pairs: Vec<String> =
-                pairs.iter().map(|(key, value)| format!("{key}:{}", go_text(value))).collect();
-            format!("map[{}]", pairs.join(" "))
-        }
-    }
+pub(super) fn go_text(value: &Value) -> String {
+    printf::plain(value)
+}
+
+fn plain(value: &Item<'_>) -> String {
+    value.as_deref().map_or_else(|| "<nil>".to_owned(), go_text)
 }
 
 /// Go's Sprint: a blank between two values neither of which is a string.
@@ -195,24 +332,39 @@ fn print(values: &[Item<'_>]) -> String {
         if place > 0 && !is_string(value) && !is_string(&values[place - 1]) {
             out.push(' ');
         }
-        out.push_str(&text(value));
+        out.push_str(&plain(value));
     }
     out
+}
+
+/// The text of values with some characters written in another way.
+fn escaped(values: &[Item<'_>], other: impl Fn(char) -> Option<String>) -> Value {
+    let plain = match values {
+        [value] => text(value).into_owned(),
+        values => print(values),
+    };
+    let mut out = String::with_capacity(plain.len());
+    for c in plain.chars() {
+        match other(c) {
+            Some(text) => out.push_str(&text),
+            None => out.push(c),
+        }
+    }
+    out.into()
 }
 
 fn string<'v>(value: &'v Item<'_>) -> Result<&'v str> {
     match value.as_deref() {
         Some(Value::String(text)) => Ok(text),
-        None | Some(Value::Null) => Ok(""),
-        Some(other) => Err(format!("a string is needed, not {}; use json or print first", kind(other))),
+        _ => Err("a string is needed".to_owned()),
     }
 }
 
-fn small(value: &Item<'_>) -> Result<usize> {
+fn small(value: &Item<'_>, name: &str) -> Result<usize> {
     let number = value.as_deref().and_then(Value::as_u64).and_then(|number| usize::try_from(number).ok());
     number
         .filter(|number| *number <= MAX_WIDTH)
-        .ok_or_else(|| format!("a number up to {MAX_WIDTH} is needed"))
+        .ok_or_else(|| format!("{name} is {}, which is not from 0 to {MAX_WIDTH}", plain(value)))
 }
 
 fn length(value: &Item<'_>) -> Result<usize> {
@@ -220,61 +372,131 @@ fn length(value: &Item<'_>) -> Result<usize> {
         Some(Value::String(text)) => Ok(text.len()),
         Some(Value::Array(items)) => Ok(items.len()),
         Some(Value::Object(map)) => Ok(map.len()),
+        // A list or map of the API that is not there.
         Some(Value::Null) => Ok(0),
-        _ => Err(format!("len of {}", kind_of(value))),
+        None => Err("len of nil pointer".to_owned()),
+        Some(value) => Err(format!("len of type {}", type_name(value))),
+    }
+}
+
+/// An index into something of this length, or the one behind it where `end` is one more.
+fn place(key: &Item<'_>, end: usize) -> Result<usize> {
+    match key.as_deref() {
+        Some(Value::Number(number)) if !number.is_f64() => {
+            let place = number.as_u64().and_then(|place| usize::try_from(place).ok());
+            place.filter(|place| *place < end).ok_or_else(|| format!("index out of range: {number}"))
+        }
+        None | Some(Value::Null) => Err("cannot index slice/array with nil".to_owned()),
+        Some(other) => Err(format!("cannot index slice/array with type {}", type_name(other))),
     }
 }
 
 fn index<'a>(value: Item<'a>, key: &Item<'a>) -> Result<Item<'a>> {
-    let place = |length: usize| {
-        let place = key.as_deref().and_then(Value::as_u64).and_then(|place| usize::try_from(place).ok());
-        place
-            .filter(|place| *place < length)
-            .ok_or_else(|| format!("index {} is out of range ({length})", text(key)))
+    let absent = |map: &serde_json::Map<String, Value>| -> Item<'a> {
+        // A map of texts gives the empty one.
+        map.values().all(Value::is_string).then(|| Cow::Owned(Value::from("")))
+    };
+    let name = || match key.as_deref() {
+        Some(Value::String(name)) => Ok(name.as_str()),
+        None | Some(Value::Null) => Err("value is nil; should be of type string".to_owned()),
+        Some(other) => Err(format!("value has type {}; should be string", type_name(other))),
     };
     match value {
-        Some(Cow::Borrowed(Value::Array(items))) => Ok(Some(Cow::Borrowed(&items[place(items.len())?]))),
+        Some(Cow::Borrowed(Value::Array(items))) => Ok(Some(Cow::Borrowed(&items[place(key, items.len())?]))),
         Some(Cow::Owned(Value::Array(mut items))) => {
-            Ok(Some(Cow::Owned(items.swap_remove(place(items.len())?))))
+            Ok(Some(Cow::Owned(items.swap_remove(place(key, items.len())?))))
         }
-        Some(Cow::Borrowed(Value::Object(map))) => Ok(map.get(string(key)?).map(Cow::Borrowed)),
-        Some(Cow::Owned(Value::Object(mut map))) => Ok(map.remove(string(key)?).map(Cow::Owned)),
-        Some(Cow::Borrowed(Value::Null) | Cow::Owned(Value::Null)) | None => Ok(None),
-        Some(Cow::Borrowed(Value::String(text))) => {
-            Ok(Some(Cow::Owned(text.as_bytes()[place(text.len())?].into())))
+        Some(Cow::Borrowed(Value::Object(map))) => {
+            Ok(map.get(name()?).map(Cow::Borrowed).or_else(|| absent(map)))
         }
-        Some(Cow::Owned(Value::String(text))) => {
-            Ok(Some(Cow::Owned(text.as_bytes()[place(text.len())?].into())))
+        Some(Cow::Owned(Value::Object(mut map))) => {
+            Ok(map.remove(name()?).map(Cow::Owned).or_else(|| absent(&map)))
         }
-        other => Err(format!("index of {}", kind_of(&other))),
+        None => Err("index of untyped nil".to_owned()),
+        Some(text) if text.is_string() => {
+            let bytes = text.as_str().unwrap_or_default().as_bytes();
+            Ok(Some(Cow::Owned(bytes[place(key, bytes.len())?].into())))
+        }
+        Some(null) if null.is_null() => Err("index of untyped nil".to_owned()),
+        Some(other) => Err(format!("can't index item of type {}", type_name(&other))),
     }
 }
 
 fn slice(value: &Item<'_>, bounds: &[Item<'_>]) -> Result<Value> {
-    let all = length(value)?;
-    let bound = |place: usize, default| bounds.get(place).map_or(Ok(default), small);
-    let (start, end) = (bound(0, 0)?, bound(1, all)?);
-    if start > end || end > all {
-        return Err(format!("slice bounds {start}:{end} are out of range ({all})"));
+    let all = match value.as_deref() {
+        Some(Value::String(_)) if bounds.len() == 3 => return Err("cannot 3-index slice a string".to_owned()),
+        Some(Value::String(text)) => text.len(),
+        Some(Value::Array(items)) => items.len(),
+        None | Some(Value::Null) => return Err("slice of untyped nil".to_owned()),
+        Some(other) => return Err(format!("can't slice item of type {}", type_name(other))),
+    };
+    if bounds.len() > 3 {
+        return Err(format!("too many slice indexes: {}", bounds.len()));
     }
-    match value.as_deref() {
-        Some(Value::Array(items)) => Ok(items[start..end].to_vec().into()),
-        Some(Value::String(text)) => {
-            Ok(String::from_utf8_lossy(&text.as_bytes()[start..end]).into_owned().into())
+    let mut places = [0, all, all];
+    for (slot, bound) in places.iter_mut().zip(bounds) {
+        *slot = place(bound, all + 1)?;
+    }
+    let [start, end, most] = places;
+    for (low, high) in [(start, end), (end, most)] {
+        if low > high {
+            return Err(format!("invalid slice index: {low} > {high}"));
         }
-        _ => Err(format!("slice of {}", kind_of(value))),
+    }
+    Ok(match value.as_deref() {
+        Some(Value::Array(items)) => items[start..end].to_vec().into(),
+        Some(Value::String(text)) => {
+            String::from_utf8_lossy(&text.as_bytes()[start..end]).into_owned().into()
+        }
+        _ => Value::Null,
+    })
+}
+
+/// What Go's comparison tells apart.
+#[derive(PartialEq, Eq)]
+enum Basic {
+    Nothing,
+    Truth,
+    Integer,
+    Float,
+    Text,
+    /// A list or a map.
+    Other,
+}
+
+fn basic(value: &Item<'_>) -> Basic {
+    match value.as_deref() {
+        None | Some(Value::Null) => Basic::Nothing,
+        Some(Value::Bool(_)) => Basic::Truth,
+        Some(Value::Number(number)) if number.is_f64() => Basic::Float,
+        Some(Value::Number(_)) => Basic::Integer,
+        Some(Value::String(_)) => Basic::Text,
+        Some(Value::Array(_) | Value::Object(_)) => Basic::Other,
     }
 }
 
-fn equal(a: &Item<'_>, b: &Item<'_>) -> bool {
-    match (a.as_deref(), b.as_deref()) {
-        (Some(Value::Number(a)), Some(Value::Number(b))) => a.as_f64() == b.as_f64(),
-        (None | Some(Value::Null), None | Some(Value::Null)) => true,
-        (a, b) => a == b,
+fn equal(a: &Item<'_>, b: &Item<'_>) -> Result<bool> {
+    let (left, right) = (basic(a), basic(b));
+    if left == Basic::Nothing || right == Basic::Nothing {
+        return Ok(left == right);
     }
+    if let (Basic::Other, Some(value)) = (&left, a.as_deref()) {
+        return Err(format!("non-comparable type {}: {}", go_text(value), type_name(value)));
+    }
+    if left != right {
+        return Err("incompatible types for comparison".to_owned());
+    }
+    Ok(a.as_deref() == b.as_deref())
 }
 
 fn order(a: &Item<'_>, b: &Item<'_>) -> Result<Ordering> {
+    let (left, right) = (basic(a), basic(b));
+    if [&left, &right].iter().any(|kind| matches!(kind, Basic::Nothing | Basic::Other)) {
+        return Err("invalid type for comparison".to_owned());
+    }
+    if left != right {
+        return Err("incompatible types for comparison".to_owned());
+    }
     let ordering = match (a.as_deref(), b.as_deref()) {
         (Some(Value::Number(a)), Some(Value::Number(b))) => match (a.as_i64(), b.as_i64()) {
             (Some(a), Some(b)) => Some(a.cmp(&b)),
@@ -283,14 +505,13 @@ fn order(a: &Item<'_>, b: &Item<'_>) -> Result<Ordering> {
         (Some(Value::String(a)), Some(Value::String(b))) => Some(a.cmp(b)),
         _ => None,
     };
-    ordering.ok_or_else(|| format!("{} and {} have no order", kind_of(a), kind_of(b)))
+    ordering.ok_or_else(|| "invalid type for comparison".to_owned())
 }
 
-fn join(list: &Item<'_>, separator: &str) -> Result<String> {
+fn join(list: &Item<'_>, separator: &str) -> String {
     match list.as_deref() {
-        Some(Value::Array(items)) => Ok(items.iter().map(go_text).collect::<Vec<_>>().join(separator)),
-        None | Some(Value::Null) => Ok(String::new()),
-        _ => Err(format!("join needs a list, not {}", kind_of(list))),
+        Some(Value::Array(items)) => items.iter().map(go_text).collect::<Vec<_>>().join(separator),
+        _ => String::new(),
     }
 }
 
@@ -301,10 +522,16 @@ fn split(value: &str, separator: &str) -> Value {
     value.split(separator).collect::<Vec<_>>().into()
 }
 
+/// Go's strings.Title: a letter is a capital after what separates words, which of ASCII is all but letters, digits
+/// and `_`, and of the rest the blanks.
 fn title(value: &str) -> String {
     let mut at_start = true;
     let capital = |c: char| {
-        let first = std::mem::replace(&mut at_start, !(c.is_alphanumeric() || c == '_' || c == '\''));
+        let separates = match c.is_ascii() {
+            true => !(c.is_ascii_alphanumeric() || c == '_'),
+            false => c.is_whitespace(),
+        };
+        let first = std::mem::replace(&mut at_start, separates);
         if first { c.to_uppercase().to_string() } else { c.to_string() }
     };
     value.chars().map(capital).collect()
@@ -314,91 +541,12 @@ fn pad(value: &str, before: &Item<'_>, after: &Item<'_>) -> Result<String> {
     if value.is_empty() {
         return Ok(String::new());
     }
-    Ok(format!("{}{value}{}", " ".repeat(small(before)?), " ".repeat(small(after)?)))
+    let blanks = |count| small(count, "a padding").map(|count| " ".repeat(count));
+    Ok(format!("{}{value}{}", blanks(before)?, blanks(after)?))
 }
 
-/// Go's Sprintf for the verbs that a format has a use for: `%s %v %d %q %x %X %t %f %g %%`, with
-/// `-`, `0`, width and precision. A wrong argument prints `%!d(...)` as in Go.
-fn printf(format: &str, values: &[Item<'_>]) -> Result<String> {
-    let mut out = String::new();
-    let mut values = values.iter();
-    let mut rest = format;
-    while let Some((plain, directive)) = rest.split_once('%') {
-        out.push_str(plain);
-        let flags_end =
-            directive.find(|c: char| !matches!(c, '-' | '+' | '#' | ' ' | '0')).unwrap_or(directive.len());
-        let (flags, tail) = directive.split_at(flags_end);
-        let (width, tail) = digits(tail)?;
-        let (precision, tail) = match tail.strip_prefix('.') {
-            Some(tail) => digits(tail).map(|(number, tail)| (Some(number.unwrap_or(0)), tail))?,
-            None => (None, tail),
-        };
-        let mut chars = tail.chars();
-        let Some(verb) = chars.next() else {
-            out.push_str("%!(NOVERB)");
-            return Ok(out);
-        };
-        rest = chars.as_str();
-        if verb == '%' {
-            out.push('%');
-            continue;
-        }
-        let Some(value) = values.next() else {
-            let _ = write!(out, "%!{verb}(MISSING)");
-            continue;
-        };
-        let body = formatted(verb, value.as_deref().unwrap_or(&Value::Null), precision);
-        let padding = width.unwrap_or(0).saturating_sub(body.chars().count());
-        if flags.contains('-') {
-            out.push_str(&body);
-            out.extend(std::iter::repeat_n(' ', padding));
-        } else {
-            let zero = flags.contains('0') && matches!(verb, 'd' | 'x' | 'X' | 'f' | 'g');
-            out.extend(std::iter::repeat_n(if zero { '0' } else { ' ' }, padding));
-            out.push_str(&body);
-        }
-    }
-    out.push_str(rest);
-    Ok(out)
-}
-
-fn digits(text: &str) -> Result<(Option<usize>, &str)> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    if end == 0 {
-        return Ok((None, text));
-    }
-    match text[..end].parse::<usize>() {
-        Ok(number) if number <= MAX_WIDTH => Ok((Some(number), &text[end..])),
-        _ => Err(format!("printf: a width above {MAX_WIDTH}")),
-    }
-}
-
-fn formatted(verb: char, value: &Value, precision: Option<usize>) -> String {
-    let cut = |text: String| match precision {
-        Some(precision) => text.chars().take(precision).collect(),
-        None => text,
-    };
-    match (verb, value) {
-        ('v', value) => go_text(value),
-        ('s', Value::Number(_) | Value::Bool(_)) => format!("%!s({})", go_text(value)),
-        ('s', value) => cut(go_text(value)),
-        ('q', Value::String(_)) => super::json_compact(value),
-        ('d', Value::Number(number)) if number.is_i64() || number.is_u64() => number.to_string(),
-        ('t', Value::Bool(value)) => value.to_string(),
-        ('x', Value::String(text)) => text.bytes().fold(String::new(), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        }),
-        ('x', Value::Number(number)) if number.is_u64() => {
-            format!("{:x}", number.as_u64().unwrap_or_default())
-        }
-        ('X', Value::Number(number)) if number.is_u64() => {
-            format!("{:X}", number.as_u64().unwrap_or_default())
-        }
-        ('f', Value::Number(number)) => {
-            format!("{:.*}", precision.unwrap_or(6), Number::as_f64(number).unwrap_or_default())
-        }
-        ('g', Value::Number(number)) => number.to_string(),
-        (verb, value) => format!("%!{verb}({})", go_text(value)),
-    }
+/// The first bytes of a text; a character is not cut.
+fn truncate(value: &str, count: &Item<'_>) -> Result<String> {
+    let count = small(count, "a length")?;
+    Ok(value[..value.floor_char_boundary(count)].to_owned())
 }

@@ -5,12 +5,17 @@ use serde_json::ser::PrettyFormatter;
 
 mod eval;
 mod functions;
+mod lex;
 mod parse;
+mod printf;
 mod table;
 mod template;
+#[cfg(test)]
+mod tests;
+mod tree;
 mod units;
 
-pub use table::{Table, align, render_inspect};
+pub use table::{Table, align, check_inspect, raw, render_inspect};
 pub use template::{Template, TemplateError};
 pub use units::{ago, go_time, human_duration, human_size, human_size_binary, human_size_exact};
 

@@ -1,347 +1,272 @@
-//! Template text to a tree: the cut into text and actions, the words of an action, the grammar.
+//! Template text to a tree: Go's grammar, with Go's words for what is wrong (text/template/parse).
 
-use serde_json::{Number, Value};
+use serde_json::Value;
 
 use super::functions::Function;
+use super::lex::{Lexer, Token, Word, number, unquoted};
 use super::template::TemplateError;
+use super::tree::{Command, Invocation, Kind, Node, Operand, Pipeline, Tree};
 
 /// Blocks and parentheses inside each other; deeper is no format but an attack on the stack.
 const MAX_DEPTH: usize = 64;
 
-/// A piece of a template.
-#[derive(Clone, Debug)]
-pub(super) enum Node {
-    Text(String),
-    Print(Pipeline),
-    If { condition: Pipeline, then: Vec<Node>, otherwise: Vec<Node> },
-    With { value: Pipeline, then: Vec<Node>, otherwise: Vec<Node> },
-    Range { over: Pipeline, body: Vec<Node>, otherwise: Vec<Node> },
-    Break,
-    Continue,
-}
+type Result<T> = std::result::Result<T, TemplateError>;
 
-/// `$a, $b := command | command`.
-#[derive(Clone, Debug)]
-pub(super) struct Pipeline {
-    /// Variables set, at most two (two only in `range`).
-    pub(super) variables: Vec<String>,
-    /// `:=` rather than `=`.
-    pub(super) declares: bool,
-    pub(super) commands: Vec<Command>,
-}
-
-/// What stands between two `|`.
-#[derive(Clone, Debug)]
-pub(super) enum Command {
-    /// A value, or a field with arguments (`.Label "x"`).
-    Value {
-        value: Operand,
-        arguments: Vec<Operand>,
-    },
-    Call {
-        function: Function,
-        arguments: Vec<Operand>,
-    },
-}
-
-/// A value with the fields taken of it.
-#[derive(Clone, Debug)]
-pub(super) struct Operand {
-    pub(super) base: Base,
-    pub(super) fields: Vec<String>,
-}
-
-#[derive(Clone, Debug)]
-pub(super) enum Base {
-    Dot,
-    Variable(String),
-    Literal(Value),
-    Call(Function),
-    Group(Box<Pipeline>),
-}
-
-#[derive(Clone, Debug, PartialEq)]
-enum Token {
-    Field(String),
-    Variable(String),
-    Word(String),
-    Literal(Value),
-    Dot,
-    Open,
-    Close,
-    Pipe,
-    Comma,
-    Declare,
-    Assign,
-}
-
-#[derive(Debug)]
-enum Piece {
-    Text(String),
-    Action { at: usize, tokens: Vec<(usize, Token)> },
-}
-
-pub(super) fn parse(source: &str) -> Result<Vec<Node>, TemplateError> {
-    let mut parser =
-        Parser { pieces: cut(source)?.into_iter(), variables: vec!["$".to_owned()], depth: 0, ranges: 0 };
-    let (nodes, end) = parser.block()?;
-    match end {
-        BlockEnd::Source => Ok(nodes),
-        BlockEnd::End { at } => Err(error(at, "end without if, range or with")),
-        BlockEnd::Else { at, .. } => Err(error(at, "else without if, range or with")),
-    }
-}
-
-fn error(at: usize, reason: impl Into<String>) -> TemplateError {
-    TemplateError::Parse { at, reason: reason.into() }
-}
-
-/// Cuts the source at `{{` and `}}`, honouring trim markers and comments.
-fn cut(source: &str) -> Result<Vec<Piece>, TemplateError> {
-    let mut pieces = Vec::new();
-    let (mut at, mut trim_left) = (0, false);
-    while let Some(open) = source[at..].find("{{").map(|found| at + found) {
-        let mut text = &source[at..open];
-        let mut inside = open + 2;
-        if source[inside..].starts_with('-') && source[inside + 1..].starts_with(char::is_whitespace) {
-            text = text.trim_end();
-            inside += 1;
-        }
-        push_text(&mut pieces, text, trim_left);
-        let start = inside + (source[inside..].len() - source[inside..].trim_start().len());
-        let tokens;
-        if source[start..].starts_with("/*") {
-            let end = source[start..].find("*/").ok_or_else(|| error(open, "unclosed comment"))?;
-            inside = start + end + 2;
-            tokens = None;
-        } else {
-            let (words, end) = tokenize(source, inside)?;
-            inside = end;
-            tokens = Some(words);
-        }
-        let rest = source[inside..].trim_start();
-        let at_close = source.len() - rest.len();
-        (trim_left, at) = if rest.starts_with("}}") {
-            (false, at_close + 2)
-        } else if rest.starts_with("-}}") {
-            (true, at_close + 3)
-        } else {
-            return Err(error(open, "unclosed action"));
-        };
-        match tokens {
-            Some(tokens) if tokens.is_empty() => return Err(error(open, "an action is empty")),
-            Some(tokens) => pieces.push(Piece::Action { at: open, tokens }),
-            None => {}
-        }
-    }
-    push_text(&mut pieces, &source[at..], trim_left);
-    Ok(pieces)
-}
-
-fn push_text(pieces: &mut Vec<Piece>, text: &str, trim_left: bool) {
-    let text = if trim_left { text.trim_start() } else { text };
-    if !text.is_empty() {
-        pieces.push(Piece::Text(text.to_owned()));
-    }
-}
-
-/// The words of an action, up to its `}}` or `-}}`, and where that begins.
-fn tokenize(source: &str, start: usize) -> Result<(Vec<(usize, Token)>, usize), TemplateError> {
-    let mut tokens = Vec::new();
-    let mut at = start;
+pub(super) fn parse(source: &str) -> Result<Tree> {
+    let mut parser = Parser {
+        source,
+        lexer: Lexer::new(source),
+        ahead: Vec::new(),
+        action: 0,
+        variables: vec!["$".to_owned()],
+        depth: 0,
+        ranges: 0,
+        last: 0,
+        tree: Tree::default(),
+    };
     loop {
-        let rest = &source[at..];
-        let Some(first) = rest.chars().next() else {
-            return Err(error(start.saturating_sub(2), "unclosed action"));
-        };
-        if rest.starts_with("}}") || rest.starts_with("-}}") {
-            return Ok((tokens, at));
+        match parser.peek().token {
+            Token::End => return Ok(parser.tree),
+            Token::LeftDelimiter => {
+                let delimiter = parser.next();
+                if parser.peek().token == Token::Keyword("define") {
+                    parser.next();
+                    parser.definition()?;
+                    continue;
+                }
+                parser.ahead.push(delimiter);
+            }
+            _ => {}
         }
-        let (token, length) = match first {
-            _ if first.is_whitespace() => {
-                at += first.len_utf8();
-                continue;
-            }
-            '(' => (Token::Open, 1),
-            ')' => (Token::Close, 1),
-            '|' => (Token::Pipe, 1),
-            ',' => (Token::Comma, 1),
-            '=' => (Token::Assign, 1),
-            ':' if rest.starts_with(":=") => (Token::Declare, 2),
-            '"' => string(rest).ok_or_else(|| error(at, "unterminated string"))?,
-            '\'' => character(rest).ok_or_else(|| error(at, "malformed character constant"))?,
-            '`' => {
-                let end = rest[1..].find('`').ok_or_else(|| error(at, "unterminated string"))?;
-                (Token::Literal(rest[1..=end].into()), end + 2)
-            }
-            '.' => match word_length(&rest[1..]) {
-                0 => (Token::Dot, 1),
-                length => (Token::Field(rest[1..=length].to_owned()), length + 1),
-            },
-            '$' => {
-                let length = 1 + word_length(&rest[1..]);
-                (Token::Variable(rest[..length].to_owned()), length)
-            }
-            '0'..='9' | '-' | '+' => number(rest).ok_or_else(|| error(at, "malformed number"))?,
-            _ if first.is_alphabetic() || first == '_' => {
-                let length = word_length(rest);
-                (Token::Word(rest[..length].to_owned()), length)
-            }
-            _ => return Err(error(at, format!("unexpected {:?}", first.to_string()))),
-        };
-        tokens.push((at, token));
-        at += length;
-    }
-}
-
-fn word_length(text: &str) -> usize {
-    text.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(text.len())
-}
-
-/// A quoted string and its length in the source. Go's escapes that JSON has too are understood.
-fn string(text: &str) -> Option<(Token, usize)> {
-    let mut value = String::new();
-    let mut chars = text.char_indices().skip(1);
-    while let Some((at, c)) = chars.next() {
-        match c {
-            '"' => return Some((Token::Literal(value.into()), at + 1)),
-            '\\' => value.push(unescape(chars.next()?.1)?),
-            '\n' => return None,
-            _ => value.push(c),
+        match parser.piece()? {
+            Piece::Node(node) => parser.tree.nodes.push(node),
+            Piece::End => return Err(parser.error("unexpected {{end}}")),
+            Piece::Else { .. } => return Err(parser.error("unexpected {{else}}")),
         }
     }
-    None
 }
 
-fn unescape(c: char) -> Option<char> {
-    Some(match c {
-        'n' => '\n',
-        't' => '\t',
-        'r' => '\r',
-        'a' => '\x07',
-        'b' => '\x08',
-        'f' => '\x0c',
-        'v' => '\x0b',
-        '\\' | '"' | '\'' => c,
-        _ => return None,
-    })
+/// What stands between two delimiters, or text.
+enum Piece {
+    Node(Node),
+    End,
+    /// Whether an `if` or `with` follows, whose word is read next.
+    Else {
+        goes_on: bool,
+    },
 }
 
-/// `'c'` is its code point, as in Go.
-fn character(text: &str) -> Option<(Token, usize)> {
-    let mut chars = text.char_indices().skip(1);
-    let value = match chars.next()?.1 {
-        '\'' => return None,
-        '\\' => unescape(chars.next()?.1)?,
-        c => c,
-    };
-    let (at, quote) = chars.next()?;
-    (quote == '\'').then(|| (Token::Literal(u32::from(value).into()), at + 1))
-}
-
-fn number(text: &str) -> Option<(Token, usize)> {
-    let sign = usize::from(text.starts_with(['-', '+']));
-    let length = sign
-        + text[sign..].find(|c: char| !(c.is_ascii_alphanumeric() || c == '.')).unwrap_or(text.len() - sign);
-    let digits = text[..length].trim_start_matches('+');
-    let number = match digits.parse::<i64>() {
-        Ok(number) => number.into(),
-        Err(_) => Number::from_f64(digits.parse().ok()?)?,
-    };
-    Some((Token::Literal(Value::Number(number)), length))
-}
-
-enum BlockEnd {
-    Source,
-    End { at: usize },
-    Else { at: usize, tokens: Vec<(usize, Token)> },
-}
-
-struct Parser {
-    pieces: std::vec::IntoIter<Piece>,
+struct Parser<'s> {
+    source: &'s str,
+    lexer: Lexer<'s>,
+    /// Words that were read and given back, the next one last.
+    ahead: Vec<Word>,
+    /// Where the current action began.
+    action: usize,
     /// Variables in scope, innermost last.
     variables: Vec<String>,
     depth: usize,
     /// Ranges around the current place.
     ranges: usize,
+    /// Where the word stood that was read last.
+    last: usize,
+    tree: Tree,
 }
 
-impl Parser {
-    /// Nodes up to the end of the block they are in.
-    fn block(&mut self) -> Result<(Vec<Node>, BlockEnd), TemplateError> {
-        let mut nodes = Vec::new();
-        while let Some(piece) = self.pieces.next() {
-            let (at, tokens) = match piece {
-                Piece::Text(text) => {
-                    nodes.push(Node::Text(text));
-                    continue;
-                }
-                Piece::Action { at, tokens } => (at, tokens),
-            };
-            let keyword = match &tokens[0].1 {
-                Token::Word(word) => word.clone(),
-                _ => String::new(),
-            };
-            let mut rest = Words { at, tokens: tokens.into_iter().peekable() };
-            if is_keyword(&keyword) {
-                rest.tokens.next();
+impl Parser<'_> {
+    fn next(&mut self) -> Word {
+        let word = self.ahead.pop().unwrap_or_else(|| self.lexer.next());
+        if word.token == Token::LeftDelimiter {
+            self.action = word.at;
+        }
+        self.last = word.at;
+        word
+    }
+
+    fn peek(&mut self) -> &Word {
+        if self.ahead.is_empty() {
+            self.ahead.push(self.lexer.next());
+        }
+        &self.ahead[self.ahead.len() - 1]
+    }
+
+    /// The error at the word that was read last.
+    fn error(&self, reason: impl Into<String>) -> TemplateError {
+        TemplateError::Parse { line: line(self.source, self.last), reason: reason.into() }
+    }
+
+    fn unexpected(&self, word: &Word, context: &str) -> TemplateError {
+        let at = |reason| TemplateError::Parse { line: line(self.source, word.at), reason };
+        let text = match &word.token {
+            Token::Wrong(reason) => {
+                let (began, found) = (line(self.source, self.action), line(self.source, word.at));
+                let started = match reason.strip_suffix(" action") {
+                    _ if began == found => String::new(),
+                    Some(_) => format!(" started at :{began}"),
+                    None => format!(" in action started at :{began}"),
+                };
+                return at(format!("{reason}{started}"));
             }
-            match keyword.as_str() {
-                "if" | "with" | "range" => nodes.push(self.branch(&keyword, at, &mut rest)?),
-                "end" => {
-                    rest.finish()?;
-                    return Ok((nodes, BlockEnd::End { at }));
-                }
-                "else" => return Ok((nodes, BlockEnd::Else { at, tokens: rest.tokens.collect() })),
-                "break" | "continue" if self.ranges == 0 => {
-                    return Err(error(at, format!("{keyword} outside range")));
-                }
-                "break" => nodes.push(Node::Break),
-                "continue" => nodes.push(Node::Continue),
-                "define" | "template" | "block" | "call" => {
-                    return Err(error(at, format!("{keyword} is not supported in a format")));
-                }
-                _ => {
-                    let pipeline = self.pipeline(&mut rest, 1)?;
-                    rest.finish()?;
-                    nodes.push(Node::Print(pipeline));
-                }
+            Token::End => return at("unexpected EOF".to_owned()),
+            Token::Keyword(word) => format!("<{word}>"),
+            Token::Nil => "<nil>".to_owned(),
+            Token::Dot => "<.>".to_owned(),
+            _ if word.text.chars().count() > MAX_QUOTED => {
+                let cut: String = word.text.chars().take(MAX_QUOTED).collect();
+                format!("{}...", super::printf::quoted(&cut))
+            }
+            _ => super::printf::quoted(&word.text),
+        };
+        at(format!("unexpected {text} in {context}"))
+    }
+
+    fn expect(&mut self, token: &Token, context: &str) -> Result<()> {
+        let word = self.next();
+        if word.token == *token { Ok(()) } else { Err(self.unexpected(&word, context)) }
+    }
+
+    /// Nodes up to the `end` or `else` of the block they are in.
+    fn list(&mut self) -> Result<(Vec<Node>, Piece)> {
+        let mut nodes = Vec::new();
+        loop {
+            if self.peek().token == Token::End {
+                let end = self.next();
+                return Err(self.unexpected(&end, "input"));
+            }
+            match self.piece()? {
+                Piece::Node(node) => nodes.push(node),
+                end => return Ok((nodes, end)),
             }
         }
-        Ok((nodes, BlockEnd::Source))
+    }
+
+    fn piece(&mut self) -> Result<Piece> {
+        let word = self.next();
+        match word.token {
+            Token::Text(text) => Ok(Piece::Node(Node::Text(text))),
+            Token::LeftDelimiter => self.action(),
+            _ => Err(self.unexpected(&word, "input")),
+        }
+    }
+
+    fn action(&mut self) -> Result<Piece> {
+        let Token::Keyword(keyword) = self.peek().token else {
+            return Ok(Piece::Node(Node::Print(self.pipeline("command", &Token::RightDelimiter)?)));
+        };
+        let word = self.next();
+        match keyword {
+            "if" | "with" | "range" => Ok(Piece::Node(self.branch(keyword)?)),
+            "end" => {
+                self.expect(&Token::RightDelimiter, "end")?;
+                Ok(Piece::End)
+            }
+            "else" => {
+                if matches!(self.peek().token, Token::Keyword("if" | "with")) {
+                    return Ok(Piece::Else { goes_on: true });
+                }
+                self.expect(&Token::RightDelimiter, "else")?;
+                Ok(Piece::Else { goes_on: false })
+            }
+            "break" | "continue" => {
+                self.expect(&Token::RightDelimiter, &format!("{{{{{keyword}}}}}"))?;
+                if self.ranges == 0 {
+                    return Err(self.error(format!("{{{{{keyword}}}}} outside {{{{range}}}}")));
+                }
+                Ok(Piece::Node(if keyword == "break" { Node::Break } else { Node::Continue }))
+            }
+            "template" => {
+                let (at, name) = self.name("template clause")?;
+                let argument = match self.peek().token {
+                    Token::RightDelimiter => {
+                        self.next();
+                        None
+                    }
+                    _ => Some(self.pipeline("template clause", &Token::RightDelimiter)?),
+                };
+                Ok(Piece::Node(Node::Template(Invocation { at, name, argument })))
+            }
+            "block" => {
+                let (at, name) = self.name("block clause")?;
+                let argument = Some(self.pipeline("block clause", &Token::RightDelimiter)?);
+                self.body(&name, "block clause")?;
+                Ok(Piece::Node(Node::Template(Invocation { at, name, argument })))
+            }
+            _ => Err(self.unexpected(&word, "command")),
+        }
+    }
+
+    /// `"name" }} ... {{end}}` of a `define`.
+    fn definition(&mut self) -> Result<()> {
+        let (_, name) = self.name("define clause")?;
+        self.expect(&Token::RightDelimiter, "define clause")?;
+        self.body(&name, "define clause")
+    }
+
+    /// The nodes of a template with a name, which knows no variable but `$`.
+    fn body(&mut self, name: &str, context: &str) -> Result<()> {
+        self.deeper()?;
+        let outer = std::mem::replace(&mut self.variables, vec!["$".to_owned()]);
+        let ranges = std::mem::take(&mut self.ranges);
+        let (nodes, end) = self.list()?;
+        if matches!(end, Piece::Else { .. }) {
+            return Err(self.error(format!("unexpected {{{{else}}}} in {context}")));
+        }
+        (self.variables, self.ranges) = (outer, ranges);
+        self.depth -= 1;
+        let empty = |nodes: &[Node]| {
+            nodes.iter().all(|node| matches!(node, Node::Text(text) if text.trim().is_empty()))
+        };
+        match self.tree.defined.get(name) {
+            Some(known) if !empty(known) && !empty(&nodes) => {
+                Err(self.error(format!("template: multiple definition of template {name:?}")))
+            }
+            Some(known) if !empty(known) => Ok(()),
+            _ => {
+                self.tree.defined.insert(name.to_owned(), nodes);
+                Ok(())
+            }
+        }
+    }
+
+    /// The name that `define`, `template` and `block` are followed by.
+    fn name(&mut self, context: &str) -> Result<(usize, String)> {
+        let word = self.next();
+        match word.token {
+            Token::Quoted | Token::Raw => Ok((word.at, self.text_of(&word)?)),
+            _ => Err(self.unexpected(&word, context)),
+        }
+    }
+
+    fn text_of(&self, word: &Word) -> Result<String> {
+        match word.token {
+            Token::Raw => Ok(word.text[1..word.text.len() - 1].replace('\r', "")),
+            _ => unquoted(&word.text, '"').ok_or_else(|| self.error("invalid syntax")),
+        }
     }
 
     /// The rest of an `if`, `with` or `range` whose keyword has been read, to its `end`.
-    fn branch(&mut self, keyword: &str, at: usize, words: &mut Words) -> Result<Node, TemplateError> {
-        self.deeper(at)?;
+    fn branch(&mut self, keyword: &'static str) -> Result<Node> {
+        self.deeper()?;
         let scope = self.variables.len();
-        let head = self.pipeline(words, if keyword == "range" { 2 } else { 1 })?;
-        words.finish()?;
+        let head = self.pipeline(keyword, &Token::RightDelimiter)?;
         self.ranges += usize::from(keyword == "range");
-        let (body, end) = self.block()?;
+        let (body, end) = self.list()?;
         self.ranges -= usize::from(keyword == "range");
         let otherwise = match end {
-            BlockEnd::End { .. } => Vec::new(),
-            BlockEnd::Source => return Err(error(at, format!("{keyword} without its end"))),
-            BlockEnd::Else { at: else_at, tokens } if tokens.is_empty() => match self.block()? {
-                (nodes, BlockEnd::End { .. }) => nodes,
-                (_, BlockEnd::Source) => return Err(error(at, format!("{keyword} without its end"))),
-                (_, BlockEnd::Else { .. }) => return Err(error(else_at, "a second else")),
-            },
-            BlockEnd::Else { at: else_at, tokens } => {
-                let mut words = Words { at: else_at, tokens: tokens.into_iter().peekable() };
-                match words.tokens.next() {
-                    Some((_, Token::Word(word))) if word == keyword && keyword != "range" => {
-                        vec![self.branch(keyword, else_at, &mut words)?]
-                    }
-                    _ => {
-                        return Err(error(
-                            else_at,
-                            format!("else is followed by something other than {keyword}"),
-                        ));
-                    }
-                }
+            Piece::Else { goes_on: true } if self.peek().token == Token::Keyword(keyword) => {
+                self.next();
+                vec![self.branch(keyword)?]
             }
+            // Of another kind: `else` ends where it says what else it is.
+            Piece::Else { goes_on: true } => {
+                let word = self.next();
+                return Err(self.unexpected(&word, "input"));
+            }
+            Piece::Else { goes_on: false } => match self.list()? {
+                (nodes, Piece::End) => nodes,
+                _ => return Err(self.error("expected end; found {{else}}")),
+            },
+            _ => Vec::new(),
         };
         self.variables.truncate(scope);
         self.depth -= 1;
@@ -352,161 +277,215 @@ impl Parser {
         })
     }
 
-    fn pipeline(&mut self, words: &mut Words, max_variables: usize) -> Result<Pipeline, TemplateError> {
-        let (variables, declares) = self.assignment(words, max_variables)?;
-        let mut commands = Vec::new();
+    /// A pipeline and the word after it, which has to be `end`.
+    fn pipeline(&mut self, context: &str, end: &Token) -> Result<Pipeline> {
+        let at = self.peek().at;
+        let mut pipeline = Pipeline { at, ..Pipeline::default() };
+        self.assignment(context, &mut pipeline)?;
         loop {
-            commands.push(self.command(words)?);
-            if words.next_if(&Token::Pipe).is_none() {
-                break;
-            }
-        }
-        if declares {
-            self.variables.extend(variables.iter().cloned());
-        }
-        Ok(Pipeline { variables, declares, commands })
-    }
-
-    fn assignment(&self, words: &mut Words, max: usize) -> Result<(Vec<String>, bool), TemplateError> {
-        let mut ahead = words.tokens.clone();
-        let mut names = Vec::new();
-        while let Some((at, Token::Variable(name))) = ahead.next() {
-            names.push(name);
-            match ahead.next() {
-                Some((_, Token::Comma)) if names.len() < max => {}
-                Some((_, end @ (Token::Declare | Token::Assign))) => {
-                    let declares = end == Token::Declare;
-                    if let Some(unset) = names.iter().find(|name| !declares && !self.variables.contains(name))
-                    {
-                        return Err(error(at, format!("variable {unset:?} is not set")));
+            let word = self.peek();
+            match word.token {
+                _ if word.token == *end => {
+                    self.next();
+                    if pipeline.commands.is_empty() {
+                        return Err(self.error(format!("missing value for {context}")));
                     }
-                    words.tokens = ahead;
-                    return Ok((names, declares));
+                    let stages = pipeline.commands.iter().enumerate().skip(1);
+                    for (place, command) in stages {
+                        if let Kind::Dot | Kind::Nil | Kind::Literal(..) = command.operands[0].kind {
+                            let stage = place + 1;
+                            return Err(
+                                self.error(format!("non executable command in pipeline stage {stage}"))
+                            );
+                        }
+                    }
+                    return Ok(pipeline);
                 }
-                _ => break,
+                Token::Boolean(_)
+                | Token::Character
+                | Token::Dot
+                | Token::Field(_)
+                | Token::Word(_)
+                | Token::Number
+                | Token::Nil
+                | Token::Raw
+                | Token::Quoted
+                | Token::Variable(_)
+                | Token::Open => {
+                    let command = self.command()?;
+                    pipeline.commands.push(command);
+                }
+                _ => {
+                    let word = self.next();
+                    return Err(self.unexpected(&word, context));
+                }
             }
         }
-        Ok((Vec::new(), false))
     }
 
-    fn command(&mut self, words: &mut Words) -> Result<Command, TemplateError> {
-        let first = self.operand(words)?;
-        let mut arguments = Vec::new();
-        while words.tokens.peek().is_some_and(|(_, token)| !matches!(token, Token::Pipe | Token::Close)) {
-            arguments.push(self.operand(words)?);
-        }
-        match first {
-            Operand { base: Base::Call(function), fields } if fields.is_empty() => {
-                Ok(Command::Call { function, arguments })
+    /// `$a :=`, `$a =`, and in a range `$a, $b :=`.
+    fn assignment(&mut self, context: &str, pipeline: &mut Pipeline) -> Result<()> {
+        while let Token::Variable(name) = self.peek().token.clone() {
+            let variable = self.next();
+            let follows = self.peek().clone();
+            match follows.token {
+                Token::Declare | Token::Assign => {
+                    pipeline.declares = self.next().token == Token::Declare;
+                    pipeline.variables.push(name.clone());
+                    self.variables.push(name);
+                    return Ok(());
+                }
+                Token::Other if follows.text == "," => {
+                    self.next();
+                    pipeline.variables.push(name.clone());
+                    self.variables.push(name);
+                    if context != "range" || pipeline.variables.len() > 1 {
+                        return Err(self.error(format!("too many declarations in {context}")));
+                    }
+                    match self.peek().token {
+                        Token::Variable(_) | Token::RightDelimiter | Token::Close => {}
+                        _ => return Err(self.error("range can only initialize variables")),
+                    }
+                }
+                _ => {
+                    self.ahead.push(variable);
+                    return Ok(());
+                }
             }
-            value => Ok(Command::Value { value, arguments }),
         }
+        Ok(())
     }
 
-    fn operand(&mut self, words: &mut Words) -> Result<Operand, TemplateError> {
-        let Some((at, token)) = words.tokens.next() else {
-            return Err(error(words.at, "a value is missing"));
-        };
-        let mut end = at;
-        let mut fields = Vec::new();
-        let base = match token {
-            Token::Dot => Base::Dot,
-            Token::Field(name) => {
-                end = at + 1 + name.len();
-                fields.push(name);
-                Base::Dot
+    fn command(&mut self) -> Result<Command> {
+        let at = self.peek().at;
+        let mut operands = Vec::new();
+        loop {
+            if let Some(operand) = self.operand()? {
+                operands.push(operand);
             }
-            Token::Variable(name) if self.variables.contains(&name) => {
-                end = at + name.len();
-                Base::Variable(name)
+            let word = self.peek();
+            match word.token {
+                Token::RightDelimiter | Token::Close => break,
+                Token::Pipe => {
+                    self.next();
+                    break;
+                }
+                _ if word.spaced && begins_operand(&word.token) => {}
+                _ => {
+                    let word = self.next();
+                    return Err(self.unexpected(&word, "operand"));
+                }
             }
-            Token::Variable(name) => return Err(error(at, format!("variable {name:?} is not set"))),
-            Token::Literal(value) => Base::Literal(value),
-            Token::Word(word) => {
-                named(&word).ok_or_else(|| error(at, format!("function {word:?} is not known")))?
+        }
+        if operands.is_empty() {
+            return Err(self.error("empty command"));
+        }
+        Ok(Command { at, operands })
+    }
+
+    fn operand(&mut self) -> Result<Option<Operand>> {
+        let Some(mut operand) = self.term()? else { return Ok(None) };
+        let mut chained = None;
+        while let Word { token: Token::Field(field), spaced: false, at, .. } = self.peek() {
+            let (field, at) = (field.clone(), *at);
+            chained.get_or_insert((at, Vec::new())).1.push(field);
+            self.next();
+        }
+        let Some((at, fields)) = chained else { return Ok(Some(operand)) };
+        match &mut operand.kind {
+            Kind::Fields(names) | Kind::Variable(names) => {
+                names.extend(fields);
+                operand.at = at;
+            }
+            Kind::Literal(..) | Kind::Nil | Kind::Dot => {
+                let term = super::printf::quoted(&operand.to_string());
+                return Err(self.error(format!("unexpected . after term {term}")));
+            }
+            _ => operand = Operand { at, kind: Kind::Chain(Box::new(operand), fields) },
+        }
+        Ok(Some(operand))
+    }
+
+    fn term(&mut self) -> Result<Option<Operand>> {
+        if !begins_operand(&self.peek().token) {
+            return Ok(None);
+        }
+        let word = self.next();
+        let kind = match &word.token {
+            Token::Word(name) => Kind::Function(
+                Function::named(name)
+                    .ok_or_else(|| self.error(format!("function {:?} not defined", name.as_str())))?,
+            ),
+            Token::Dot => Kind::Dot,
+            Token::Nil => Kind::Nil,
+            Token::Variable(name) if self.variables.contains(name) => Kind::Variable(vec![name.clone()]),
+            Token::Variable(name) => {
+                return Err(self.error(format!("undefined variable {:?}", name.as_str())));
+            }
+            Token::Field(name) => Kind::Fields(vec![name.clone()]),
+            Token::Boolean(truth) => Kind::Literal((*truth).into(), word.text),
+            Token::Number => match number(&word.text) {
+                Some(value) => Kind::Literal(value, word.text),
+                None => {
+                    let text = super::printf::quoted(&word.text);
+                    return Err(self.error(format!("illegal number syntax: {text}")));
+                }
+            },
+            Token::Character => {
+                let value = unquoted(&word.text, '\'');
+                let mut chars = value.iter().flat_map(|value| value.chars());
+                match (chars.next(), chars.next()) {
+                    (Some(c), None) => Kind::Literal(u32::from(c).into(), word.text),
+                    _ => return Err(self.error(format!("malformed character constant: {}", word.text))),
+                }
             }
             Token::Open => {
-                self.deeper(at)?;
-                let inner = self.pipeline(words, 0)?;
-                end = words.expect_close()?;
+                self.deeper()?;
+                let inner = self.pipeline("parenthesized pipeline", &Token::Close)?;
                 self.depth -= 1;
-                Base::Group(Box::new(inner))
+                Kind::Group(Box::new(inner))
             }
-            Token::Close => return Err(error(at, "unexpected \")\"")),
-            Token::Pipe => return Err(error(at, "a value is missing")),
-            Token::Comma | Token::Declare | Token::Assign => return Err(error(at, "unexpected punctuation")),
+            _ => Kind::Literal(Value::from(self.text_of(&word)?), word.text),
         };
-        // `.A.B` is one operand, `.A .B` are two.
-        while let Some((next_at, Token::Field(_))) = words.tokens.peek() {
-            if *next_at != end {
-                break;
-            }
-            let Some((at, Token::Field(name))) = words.tokens.next() else { break };
-            end = at + 1 + name.len();
-            fields.push(name);
-        }
-        Ok(Operand { base, fields })
+        Ok(Some(Operand { at: word.at, kind }))
     }
 
-    fn deeper(&mut self, at: usize) -> Result<(), TemplateError> {
+    fn deeper(&mut self) -> Result<()> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
-            Err(error(at, format!("nested deeper than {MAX_DEPTH}")))
-        } else {
-            Ok(())
+            return Err(self.error(format!("nested deeper than {MAX_DEPTH}")));
         }
+        Ok(())
     }
 }
 
-/// Whether a word begins an action other than a pipeline.
-fn is_keyword(word: &str) -> bool {
+/// Characters of a word that an error quotes.
+const MAX_QUOTED: usize = 10;
+
+fn begins_operand(token: &Token) -> bool {
     matches!(
-        word,
-        "if" | "with"
-            | "range"
-            | "else"
-            | "end"
-            | "break"
-            | "continue"
-            | "define"
-            | "template"
-            | "block"
-            | "call"
+        token,
+        Token::Word(_)
+            | Token::Dot
+            | Token::Nil
+            | Token::Variable(_)
+            | Token::Field(_)
+            | Token::Boolean(_)
+            | Token::Character
+            | Token::Number
+            | Token::Open
+            | Token::Quoted
+            | Token::Raw
     )
 }
 
-fn named(word: &str) -> Option<Base> {
-    Some(match word {
-        "true" => Base::Literal(true.into()),
-        "false" => Base::Literal(false.into()),
-        "nil" => Base::Literal(Value::Null),
-        _ => Base::Call(Function::named(word)?),
-    })
+/// The line of a place, from 1.
+pub(super) fn line(source: &str, at: usize) -> usize {
+    1 + source.as_bytes()[..at.min(source.len())].iter().filter(|byte| **byte == b'\n').count()
 }
 
-/// The words of one action that are still to be read.
-struct Words {
-    at: usize,
-    tokens: std::iter::Peekable<std::vec::IntoIter<(usize, Token)>>,
-}
-
-impl Words {
-    fn next_if(&mut self, token: &Token) -> Option<usize> {
-        self.tokens.next_if(|(_, next)| next == token).map(|(at, _)| at)
-    }
-
-    /// Where the text after the closing parenthesis begins.
-    fn expect_close(&mut self) -> Result<usize, TemplateError> {
-        let close =
-            self.next_if(&Token::Close).ok_or_else(|| error(self.at, "a closing parenthesis is missing"))?;
-        Ok(close + 1)
-    }
-
-    fn finish(&mut self) -> Result<(), TemplateError> {
-        match self.tokens.next() {
-            None => Ok(()),
-            Some((at, Token::Close)) => Err(error(at, "unexpected \")\"")),
-            Some((at, _)) => Err(error(at, "unexpected words at the end of the action")),
-        }
-    }
+/// How far a place is from the beginning of its line, in bytes.
+pub(super) fn column(source: &str, at: usize) -> usize {
+    let before = &source.as_bytes()[..at.min(source.len())];
+    at - before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1)
 }

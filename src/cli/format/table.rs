@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::template::{Template, TemplateError};
 use crate::cli::harmless::value_on_terminal;
+use crate::cli::{CliError, Exit};
 
 const MIN_WIDTH: usize = 10;
 const PADDING: usize = 3;
@@ -66,11 +67,20 @@ impl Table<'_> {
     ///
     /// # Errors
     /// The template is wrong or names a field that a row does not have.
-    pub fn render(&self, format: &str, rows: &[Value]) -> Result<String, TemplateError> {
+    pub fn render(&self, format: &str, rows: &[Value]) -> Result<String, CliError> {
+        self.try_render(format, rows).map_err(|error| error.told())
+    }
+
+    /// The same for a verb that has words of its own for what is wrong.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn try_render(&self, format: &str, rows: &[Value]) -> Result<String, TemplateError> {
+        let rows: Vec<Value> = rows.iter().map(sorted).collect();
         let (aligned, source) = match format {
             "" | "table" => (true, self.default),
             "json" | "{{json .}}" => return Ok(rows.iter().map(json_line).collect()),
-            _ => match format.strip_prefix("table ") {
+            _ => match format.strip_prefix("table") {
                 Some(source) => (true, source),
                 None => (false, format),
             },
@@ -79,10 +89,10 @@ impl Table<'_> {
         let template = Template::parse(&source)?;
         let mut text = String::new();
         if aligned {
-            text.push_str(&template.render_heading(&self.heading_row())?);
+            text.push_str(&template.render_heading(&self.heading_row()));
             text.push('\n');
         }
-        for row in rows {
+        for row in &rows {
             text.push_str(&template.render(&value_on_terminal(row))?);
             text.push('\n');
         }
@@ -97,6 +107,21 @@ impl Table<'_> {
     }
 }
 
+/// Docker's `--format raw` as a template: a line a field, with the word before it.
+#[must_use]
+pub fn raw(format: &str, fields: &[(&str, &str)]) -> Option<String> {
+    let line = |(word, field): &(&str, &str)| format!("{word}: {{{{.{field}}}}}\n");
+    (format == "raw").then(|| fields.iter().map(line).collect())
+}
+
+/// A row with its fields in the order in which Docker's JSON has them.
+fn sorted(row: &Value) -> Value {
+    let Value::Object(map) = row else { return row.clone() };
+    let mut fields: Vec<(&String, &Value)> = map.iter().collect();
+    fields.sort_by_key(|(name, _)| *name);
+    Value::Object(fields.into_iter().map(|(name, value)| (name.clone(), value.clone())).collect())
+}
+
 /// A row as one line of JSON. Docker's go through an encoder that escapes what HTML would not like;
 /// its `inspect` does not.
 fn json_line(row: &Value) -> String {
@@ -105,20 +130,35 @@ fn json_line(row: &Value) -> String {
     json.replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e") + "\n"
 }
 
+/// Whether an `inspect` verb's `-f` can be read, which it has to be before anything is looked for.
+///
+/// # Errors
+/// It cannot (64, as Docker's).
+pub fn check_inspect(format: Option<&str>) -> Result<(), CliError> {
+    match format.unwrap_or_default() {
+        "" | "json" => Ok(()),
+        source => read_inspect(source).map(drop),
+    }
+}
+
+fn read_inspect(source: &str) -> Result<Template, CliError> {
+    Template::parse(source).map_err(|error| error.told().with_exit(Exit::Usage))
+}
+
 /// Renders what an `inspect` verb found as `-f` says: nothing for an indented array, `json` for a
 /// compact one, else the template once an object.
 ///
 /// # Errors
 /// The template is wrong or names a field that an object does not have.
-pub fn render_inspect(format: Option<&str>, objects: &[Value]) -> Result<String, TemplateError> {
+pub fn render_inspect(format: Option<&str>, objects: &[Value]) -> Result<String, CliError> {
     let mut text = String::new();
     match format.unwrap_or_default() {
         "" => text = super::json_indented(objects),
         "json" => text = super::json_compact(&objects),
         source => {
-            let template = Template::parse(source)?;
+            let template = read_inspect(source)?;
             for object in objects {
-                text.push_str(&template.render(&value_on_terminal(object))?);
+                text.push_str(&template.render(&value_on_terminal(object)).map_err(|error| error.told())?);
                 text.push('\n');
             }
             return Ok(text);
@@ -171,6 +211,18 @@ mod tests {
         assert_eq!(escaped, "{\"Tag\":\"\\u003cnone\\u003e\"}\n");
         assert_eq!(table.render("", &[]).unwrap(), "IMAGE ID   SIZE\n");
         assert!(table.render("{{.Nope}}", &rows).is_err());
+        assert_eq!(table.render("table{{.Nope}}", &[]).unwrap(), "<no value>\n");
+        let labels = Table { headings: &[("Labels", "LABELS"), ("Names", "NAMES")], default: "" };
+        let rows = [json!({"Names": "web", "Labels": "com.x-y=1"})];
+        let cases = [
+            ("table {{.Label \"com.x-y\"}}\\t{{.Names}}", "x y       NAMES\n1         web\n"),
+            ("table {{join (split .Names \"e\") \"-\"}}", "NAMES\nw-b\n"),
+            ("table {{range split .Labels \"=\"}}<{{.}}>{{end}}", "\n<com.x-y><1>\n"),
+            ("json", "{\"Labels\":\"com.x-y=1\",\"Names\":\"web\"}\n"),
+        ];
+        for (format, text) in cases {
+            assert_eq!(labels.render(format, &rows).unwrap(), text, "{format}");
+        }
     }
 
     #[test]

@@ -1,9 +1,7 @@
-//! Go templates, the part of them that `--format` strings use.
+//! Go templates, as far as data without Go's types allow.
 //!
-//! Supported: fields and variables, literals, pipelines, parentheses, `if`/`else if`/`else`,
-//! `range` (with variables, `else`, `break`, `continue`), `with`, comments, trim markers, and the
-//! functions in `functions.rs` (Go's own and Docker's). Left out: `define`, `template`, `block`
-//! and `call`, which a one-line format has no use for; they are refused by name.
+//! All of text/template's actions and functions are there, and those that Docker adds. Errors have Go's words,
+//! with the line, and where something was executed the column, the template and the piece.
 //!
 //! Data are [`Value`]s, which have no Go types. Where Go tells a struct (a field it lacks is an
 //! error) from a map (a key it lacks prints `<no value>`), an object counts as a struct if every
@@ -13,49 +11,82 @@ use serde_json::Value;
 use thiserror::Error;
 
 use super::eval::{self, Missing};
-use super::parse::{self, Node};
+use super::parse;
+use super::tree::Tree;
+use crate::cli::{CliError, Exit};
 
 /// A parsed template.
 #[derive(Clone, Debug)]
 pub struct Template {
-    nodes: Vec<Node>,
+    source: String,
+    tree: Tree,
 }
 
 /// Why a template cannot be read or rendered.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum TemplateError {
     /// It is not a template.
-    #[error(
-        "template parsing error: at character {at}: {reason}; the format is a Go template such as '{{{{.ID}}}}'"
-    )]
+    #[error("template: :{line}: {reason}")]
     Parse {
-        /// Offset in bytes, from 0.
-        at: usize,
+        /// From 1.
+        line: usize,
         /// What is wrong.
         reason: String,
     },
-    /// It names a field that the object does not have.
-    #[error(
-        "template error: no field {field:?} in the object (it has {known}); '{{{{json .}}}}' shows them all"
-    )]
-    NoField {
-        /// The field's name.
-        field: String,
-        /// The fields there are.
-        known: String,
+    /// A field is not there, or a function or an action was given something it cannot work on.
+    #[error("template: :{line}:{column}: executing {template:?} at <{piece}>: {reason}")]
+    Execute {
+        /// From 1.
+        line: usize,
+        /// In bytes, from 0.
+        column: usize,
+        /// The name of the template, empty for the one that is not defined in another.
+        template: String,
+        /// How the piece that failed is written.
+        piece: String,
+        /// What is wrong.
+        reason: String,
+        /// The fields that there are, if one was asked for that is not.
+        known: Vec<String>,
     },
-    /// A function or an action was given something it cannot work on.
-    #[error("template error: {0}")]
-    Execute(String),
+}
+
+impl TemplateError {
+    /// What a verb ends with, Docker's words before it.
+    #[must_use]
+    pub fn told(&self) -> CliError {
+        self.told_as("template parsing error")
+    }
+
+    /// The same with other words before it.
+    #[must_use]
+    pub fn told_as(&self, what: &str) -> CliError {
+        let error = CliError::new(format!("{what}: {self}"));
+        match self {
+            Self::Execute { known, .. } if !known.is_empty() => {
+                error.with_hint(format!("there are {}; '{{{{json .}}}}' shows them all", known.join(", ")))
+            }
+            _ => error,
+        }
+    }
 }
 
 impl Template {
+    /// Renders one object as `info` and `version` do, whose template is wrong with 64.
+    ///
+    /// # Errors
+    /// As [`Self::parse`] and [`Self::render`].
+    pub fn render_one(source: &str, data: &Value) -> Result<String, CliError> {
+        let template = Self::parse(source).map_err(|error| error.told().with_exit(Exit::Usage))?;
+        template.render(data).map_err(|error| error.told())
+    }
+
     /// Parses a template.
     ///
     /// # Errors
-    /// [`TemplateError::Parse`] with the place.
+    /// [`TemplateError::Parse`] with the line.
     pub fn parse(source: &str) -> Result<Self, TemplateError> {
-        Ok(Self { nodes: parse::parse(source)? })
+        Ok(Self { source: source.to_owned(), tree: parse::parse(source)? })
     }
 
     /// Renders the template with `data` as its dot, without a final newline.
@@ -63,12 +94,17 @@ impl Template {
     /// # Errors
     /// A field that is not there, or a function's wrong arguments.
     pub fn render(&self, data: &Value) -> Result<String, TemplateError> {
-        eval::render(&self.nodes, data, Missing::IsError)
+        let mut out = String::new();
+        eval::render(&self.source, &self.tree, data, Missing::IsError, &mut out)?;
+        Ok(out)
     }
 
-    /// Renders a table's heading: `data` maps fields to headings, functions leave them as they are.
-    pub(super) fn render_heading(&self, data: &Value) -> Result<String, TemplateError> {
-        eval::render(&self.nodes, data, Missing::IsHeading)
+    /// Renders a table's heading: `data` maps fields to headings, functions leave them as they are. What cannot be
+    /// done with a heading ends it: the rows say what is wrong.
+    pub(super) fn render_heading(&self, data: &Value) -> String {
+        let mut out = String::new();
+        let _ = eval::render(&self.source, &self.tree, data, Missing::IsHeading, &mut out);
+        out
     }
 }
 
@@ -97,7 +133,7 @@ mod tests {
             ("{{.ID}} {{.Size}} {{.Running}} {{.Ratio}}", "abc 12 true 1.5"),
             ("{{ .Config.Labels.k }}", "v"),
             ("{{.Config.Labels.nope}}", "<no value>"),
-            ("{{.None}} {{.None.Field}}", "<no value> <no value>"),
+            ("{{.None}}", "<no value>"),
             ("{{.Names}} {{.Empty}}", "[a b] []"),
             ("{{.Config.Labels}}", "map[a.b:c k:v]"),
             ("{{json .Names}} {{json .None}}", "[\"a\",\"b\"] null"),
@@ -141,41 +177,13 @@ mod tests {
             ("{{/* note */}}x{{- /* note */ -}} y", "xy"),
             ("{{.Label \"y\"}}", "2"),
             ("{{.Config.Label \"k\"}}", "v"),
-            ("{{true}} {{nil | printf \"%v\"}}", "true <nil>"),
+            ("{{true}} {{printf \"%v\" nil}}", "true <nil>"),
         ];
         for (source, text) in table {
             assert_eq!(render(source, &data).as_deref(), Ok(text), "{source}");
         }
         assert_eq!(render("{{.}}", &json!("x")).unwrap(), "x");
         assert_eq!(render("{{.}}", &json!({"A": 1, "B": "c"})).unwrap(), "{1 c}");
-    }
-
-    #[test]
-    fn wrong_templates_are_refused_with_the_place() {
-        let table = [
-            ("{{.ID", "unclosed action"),
-            ("{{", "unclosed action"),
-            ("x{{}}", "an action is empty"),
-            ("{{if .A}}x", "if without its end"),
-            ("{{end}}", "end without if, range or with"),
-            ("{{else}}", "else without if, range or with"),
-            ("{{nope .A}}", "function \"nope\" is not known"),
-            ("{{\"abc}}", "unterminated string"),
-            ("{{.A | }}", "a value is missing"),
-            ("{{(.A}}", "a closing parenthesis is missing"),
-            ("{{.A)}}", "unexpected \")\""),
-            ("{{$x}}", "variable \"$x\" is not set"),
-            ("{{define \"x\"}}{{end}}", "define is not supported in a format"),
-            ("{{break}}", "break outside range"),
-            ("{{/* x}}", "unclosed comment"),
-        ];
-        for (source, wanted) in table {
-            let reason = match Template::parse(source) {
-                Err(TemplateError::Parse { reason, .. }) => reason,
-                other => format!("{other:?}"),
-            };
-            assert_eq!(reason, wanted, "{source}");
-        }
     }
 
     #[test]
@@ -191,20 +199,90 @@ mod tests {
         let data = json!({"ID": "x", "Config": {"Env": []}});
         let error = render("{{.Nope}}", &data).unwrap_err();
         assert_eq!(
-            error,
-            TemplateError::NoField { field: "Nope".to_owned(), known: "ID, Config".to_owned() }
+            error.told().render(),
+            "Error: template parsing error: template: :1:2: executing \"\" at <.Nope>: map has no entry for key \"Nope\"\n\
+             Hint: there are ID, Config; '{{json .}}' shows them all"
         );
-        for source in [
-            "{{.Config.Nope}}",
-            "{{.ID.Nope}}",
-            "{{index .ID \"a\"}}",
-            "{{len 3}}",
-            "{{lt 1 \"a\"}}",
-            "{{join .ID \",\"}}",
-            "{{index .Config.Env 3}}",
-        ] {
-            assert!(render(source, &data).is_err(), "{source}");
+    }
+
+    #[test]
+    fn a_place_is_of_its_line() {
+        let table = [
+            ("a\n{{.ID}}\n{{.Nope}}", "template: :3:2: executing"),
+            ("a\n{{nope}}", "template: :2: function \"nope\" not defined"),
+            ("a\n{{.ID\n", "template: :3: unclosed action started at :2"),
+            (
+                "{{define \"t\"}}\n{{.X.Y}}{{end}}{{template \"t\" .}}",
+                "template: :2:4: executing \"t\" at <.X.Y>",
+            ),
+        ];
+        for (source, wanted) in table {
+            let error = render(source, &json!({"ID": "x"})).unwrap_err().to_string();
+            assert!(error.starts_with(wanted), "{source}: {error}");
         }
+    }
+
+    #[test]
+    fn what_is_null_prints_as_what_it_would_be() {
+        let data = json!({"Config": {"Cmd": null, "Labels": null, "Healthcheck": null, "X": null}});
+        let table = [
+            (
+                "{{.Config.Cmd}} {{.Config.Labels}} {{.Config.Healthcheck}} {{.Config.X}}",
+                "[] map[] <nil> <no value>",
+            ),
+            ("{{json .Config.Cmd}} {{len .Config.Cmd}} {{join .Config.Cmd \" \"}}|", "null 0 |"),
+            ("{{.Config.Labels.a}}", "<no value>"),
+        ];
+        for (source, text) in table {
+            assert_eq!(render(source, &data).as_deref(), Ok(text), "{source}");
+        }
+        let error = render("{{.Config.Healthcheck.Test}}", &data).unwrap_err().to_string();
+        assert!(error.ends_with("nil pointer evaluating interface {}.Test"), "{error}");
+    }
+
+    #[test]
+    fn templates_inside_each_other_have_an_end() {
+        let error =
+            render("{{define \"r\"}}{{template \"r\"}}{{end}}{{template \"r\"}}", &json!({})).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "template: :1:25: executing \"r\" at <{{template \"r\"}}>: exceeded maximum template depth (100)"
+        );
+    }
+
+    /// Checked with Go 1.19's fmt.
+    #[test]
+    fn printf_is_gos() {
+        let table = [
+            (
+                "\"%v|%g|%e|%f|%10v|%-10g|%+v|%08.3f|%.3g\" 1000000.0 1e6 1.5 0.1 1.5 100.0 1.5 1.5 1234567.0",
+                "1e+06|1e+06|1.500000e+00|0.100000|       1.5|100       |+1.5|0001.500|1.23e+06",
+            ),
+            ("\"%x|% d|%+05d|%.3d|%8.3d|%#o|%O\" -255 42 42 7 7 8 8", "-ff| 42|+0042|007|     007|010|0o10"),
+            ("\"%[3]d %[1]d %d %[5]d|\" 1 2 3", "3 1 2 %!d(BADINDEX)|"),
+            ("\"%d\" 1 \"a\" 2.5 true", "1%!(EXTRA string=a, float64=2.5, bool=true)"),
+            (
+                "\"%v|%s|%q|%d\" .L .L .L .L",
+                "[a 1 true <nil>]|[a %!s(int=1) %!s(bool=true) <nil>]|[\"a\" '\\x01' %!q(bool=true) <nil>]|[%!d(string=a) 1 %!d(bool=true) <nil>]",
+            ),
+            ("\"%v|%s|%t|%5t|%-7v|\" nil nil nil true true", "<nil>|%!s(<nil>)|%!t(<nil>)| true|true   |"),
+            ("\"%.*d|%*s|%*d|\" 3 7 \"x\" \"y\" -5 4", "007|%!(BADWIDTH)y|4    |"),
+            (
+                "\"%10.3v|%-10q|%x|%X|%08b|%#b|%+q|%#U|%03s\" \"abcdef\" \"a\" \"é\" \"é\" 5 5 233 233 \"a\"",
+                "       abc|\"a\"       |c3a9|C3A9|00000101|0b101|'\\u00e9'|U+00E9 'é'|00a",
+            ),
+            ("\"%5%|%-5d|%z\" 1 2", "%|1    |%!z(int=2)"),
+            ("\"%03d|%-03d|%+03d|%06.2f|%3c|\" -5 5 5 -1.5 65", "-05|5  |+05|-01.50|  A|"),
+        ];
+        let data = json!({"L": ["a", 1, true, null]});
+        for (arguments, text) in table {
+            assert_eq!(
+                render(&format!("{{{{printf {arguments}}}}}"), &data).as_deref(),
+                Ok(text),
+                "{arguments}"
+            );
+        }
+        assert!(render("{{printf \"%99999d\" 1}}", &data).is_err());
     }
 
     proptest::proptest! {
