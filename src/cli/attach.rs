@@ -55,10 +55,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         stdin,
         terminal: saved.request.stdio.tty,
         proxy_signals: args.sig_proxy,
-        detach_keys: match &args.detach_keys {
-            Some(text) => relay::parse_detach_keys(text)?,
-            None => relay::DETACH_KEYS.to_vec(),
-        },
+        detach_keys: relay::detach_keys(args.detach_keys.as_deref())?,
         tells_of_leaving: true,
     };
     follow(&client, Channel::Stream(ours), &options)

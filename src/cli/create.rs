@@ -395,32 +395,14 @@ fn write_secrets(files: &[SecretFile]) -> Result<(), CliError> {
 }
 
 /// The variables that `proxies` in Docker's config.json asks for (its documentation, "Configure the Docker
-/// client"): each in both spellings, and after it what `-e` says. No file, no variables.
+/// client"): each in both spellings, and after it what `-e` says.
 fn proxy_settings() -> Vec<EnvSetting> {
-    const NAMES: [(&str, &str); 5] = [
-        ("httpProxy", "HTTP_PROXY"),
-        ("httpsProxy", "HTTPS_PROXY"),
-        ("ftpProxy", "FTP_PROXY"),
-        ("allProxy", "ALL_PROXY"),
-        ("noProxy", "NO_PROXY"),
-    ];
-    const MAX_CONFIG_BYTES: u64 = 1 << 20;
-    let dir = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
-    let dir = dir.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker")));
-    let Some(Ok(file)) = dir.map(|dir| fs::File::open(dir.join("config.json"))) else { return Vec::new() };
-    use std::io::Read as _;
-    let Ok(config) = serde_json::from_reader::<_, serde_json::Value>(file.take(MAX_CONFIG_BYTES)) else {
-        return Vec::new(); // whoever needs the file for more complains of it
+    let config = super::client_config::ClientConfig::of_user();
+    let both = |(name, value): (&str, &str)| {
+        [name.to_owned(), name.to_ascii_lowercase()]
+            .map(|name| EnvSetting { name, value: Some(value.to_owned()) })
     };
-    let mut settings = Vec::new();
-    for (key, name) in NAMES {
-        if let Some(value) = config["proxies"]["default"][key].as_str().filter(|value| !value.is_empty()) {
-            for name in [name.to_owned(), name.to_ascii_lowercase()] {
-                settings.push(EnvSetting { name, value: Some(value.to_owned()) });
-            }
-        }
-    }
-    settings
+    config.proxy_variables().into_iter().flat_map(both).collect()
 }
 
 /// An error that Docker's `run` ends with 125 for.

@@ -36,8 +36,23 @@ pub struct Args {
 const INTERVAL: Duration = Duration::from_millis(50);
 
 /// The keys of `--filter`.
-const FILTERS: [&str; 9] =
-    ["type", "event", "container", "image", "volume", "network", "label", "scope", "daemon"];
+const FILTERS: [&str; 14] = [
+    "type",
+    "event",
+    "container",
+    "image",
+    "volume",
+    "network",
+    "label",
+    "scope",
+    "daemon",
+    // Of these there are none.
+    "config",
+    "node",
+    "plugin",
+    "secret",
+    "service",
+];
 
 /// Prints events: those of the past with `--since` or `--until`, and those to come until `--until`.
 ///

@@ -4,6 +4,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use regex::Regex;
+
 use super::{CliError, Exit};
 
 /// The flags of one command line, understood as far as every verb's are alike.
@@ -77,6 +79,13 @@ impl Filters {
         values.peek().is_none() || values.any(&mut holds)
     }
 
+    /// The values of a key as patterns, as Docker takes names and ids.
+    #[must_use]
+    pub fn patterns(&self, key: &str) -> Patterns {
+        let pattern = |text: &str| (text.to_owned(), Regex::new(text).ok());
+        Patterns(self.0.iter().filter(|(found, _)| found == key).map(|(_, value)| pattern(value)).collect())
+    }
+
     /// Whether every `label` is there, and no `label!`.
     #[must_use]
     pub fn labels<M: Labels>(&self, labels: &M) -> bool {
@@ -85,6 +94,24 @@ impl Filters {
             None => labels.value(wanted).is_some(),
         };
         self.values("label").all(has) && !self.values("label!").any(has)
+    }
+}
+
+/// Regular expressions, each of which may also be the text itself.
+#[derive(Clone, Debug, Default)]
+pub struct Patterns(Vec<(String, Option<Regex>)>);
+
+impl Patterns {
+    /// Whether one of the patterns is, or matches, one of these texts, or there is no pattern. One that is no regular
+    /// expression matches nothing but itself.
+    #[must_use]
+    pub fn any(&self, texts: &[&str]) -> bool {
+        let fits = |(exact, pattern): &(String, Option<Regex>)| {
+            texts
+                .iter()
+                .any(|text| exact == text || pattern.as_ref().is_some_and(|pattern| pattern.is_match(text)))
+        };
+        self.0.is_empty() || self.0.iter().any(fits)
     }
 }
 
@@ -154,6 +181,27 @@ mod tests {
                 labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
             assert_eq!(found.labels(&labels), fits, "{labels:?}");
         }
+    }
+
+    #[test]
+    fn names_are_regular_expressions() {
+        let table = [
+            ("web", "web", true),
+            ("web", "my-web-1", true),
+            ("^web$", "my-web-1", false),
+            ("^/web$", "web", true),
+            ("w.b", "web", true),
+            ("^(web|db)$", "db", true),
+            ("WEB", "web", false),
+            ("", "web", true),
+            ("[", "web", false),
+            ("\\d", "web1", true),
+        ];
+        for (pattern, name, fits) in table {
+            let found = filters(&[&format!("name={pattern}")]).expect("valid").patterns("name");
+            assert_eq!(found.any(&[name, &format!("/{name}")]), fits, "{pattern} {name}");
+        }
+        assert!(filters(&[]).expect("valid").patterns("name").any(&["x"]));
     }
 
     #[test]

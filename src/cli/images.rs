@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::client_config::ClientConfig;
 use super::filter::{self, Filters};
 use super::format::{Table, ago, check_inspect, go_time, human_size, human_size_exact, raw, render_inspect};
 use super::{CliError, Context, Exit, Outcome};
@@ -167,9 +168,10 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     };
     let table = Table { headings: HEADINGS, default: columns };
     let shown = RAW.into_iter().filter(|(word, _)| args.digests || *word != "digest").collect::<Vec<_>>();
-    let raw = raw(&args.format, &shown);
+    let format = ClientConfig::format(&args.format, args.quiet, |config| &config.images_format);
+    let raw = raw(format, &shown);
     let format =
-        if args.quiet && args.format.is_empty() { "{{.ID}}" } else { raw.as_deref().unwrap_or(&args.format) };
+        if args.quiet && args.format.is_empty() { "{{.ID}}" } else { raw.as_deref().unwrap_or(format) };
     print!("{}", table.render(format, &rows)?);
     Ok(Exit::Success)
 }
@@ -234,6 +236,9 @@ impl Filter {
             Ok(catalog.images.get(&id).and_then(created))
         };
         let of_image = |key: &str| given.values(key).last().map(created).transpose().map(Option::flatten);
+        if let Some(wrong) = given.values("reference").find(|pattern| !is_pattern(pattern)) {
+            return Err(CliError::new(format!("syntax error in pattern {wrong:?}")));
+        }
         let mut before = of_image("before")?;
         if let Some(value) = given.values("until").last() {
             let until = super::until(value).ok_or_else(|| {
@@ -272,6 +277,17 @@ impl Filter {
         };
         self.references.is_empty() || self.references.iter().any(fits)
     }
+}
+
+/// Whether every `[` of a pattern has its `]`.
+fn is_pattern(pattern: &str) -> bool {
+    let mut rest = pattern;
+    while let Some((_, class)) = rest.split_once('[') {
+        // The first character of a class may be the bracket itself.
+        let Some(end) = class.char_indices().skip(1).find(|(_, c)| *c == ']') else { return false };
+        rest = &class[end.0..];
+    }
+    true
 }
 
 /// Go's path.Match, which Docker's reference filter uses: `*` and `?` stop at `/`; `[a-z]`, `[^a]`.

@@ -196,7 +196,7 @@ fn config(record: &Record, saved: &Saved, process: &oci_spec::runtime::Process) 
         "Tty": request.stdio.tty,
         "OpenStdin": request.stdio.interactive,
         "StdinOnce": attached(request.stdio.interactive),
-        "Env": process.env().iter().flatten().filter(|setting| !is_secret(request, setting)).collect::<Vec<_>>(),
+        "Env": environment(request, process.env().as_deref().unwrap_or_default()),
         "Cmd": command,
         "Image": record.image,
         "Volumes": set(saved.plan.volumes.iter().filter(|volume| volume.anonymous).map(|volume| volume.destination.to_string_lossy().into_owned()).collect()),
@@ -228,6 +228,22 @@ pub fn entrypoint_and_command(saved: &Saved) -> (Option<Vec<String>>, Option<Vec
         given => Some(given.to_vec()),
     };
     (entrypoint, command)
+}
+
+/// Docker's Config.Env: what was asked for, then what the image has, without what every container is given.
+fn environment<'e>(request: &crate::plan::RunRequest, all: &'e [String]) -> Vec<&'e String> {
+    let name = |setting: &str| setting.split('=').next().unwrap_or_default().to_owned();
+    let place = |setting: &String| {
+        let asked = &request.process.env;
+        asked.iter().position(|asked| asked.name == name(setting)).unwrap_or(asked.len())
+    };
+    let given = |setting: &String| {
+        matches!(name(setting).as_str(), "HOSTNAME" | "TERM") && place(setting) == request.process.env.len()
+    };
+    let mut shown: Vec<_> =
+        all.iter().filter(|setting| !is_secret(request, setting) && !given(setting)).collect();
+    shown.sort_by_key(|setting| place(setting));
+    shown
 }
 
 /// A variable that a secret is handed over in: nobody else's to see.

@@ -20,6 +20,7 @@ pub mod attach;
 pub mod build;
 pub mod builder;
 pub mod cdi;
+pub mod client_config;
 pub mod commit;
 pub mod complete;
 pub(crate) mod config;

@@ -1,8 +1,11 @@
 //! Manage networks
 
+use std::collections::BTreeMap;
+
 use net::{Addresses, DEFAULT_MTU_BYTES, HostRoutes};
 use serde_json::{Map, Value, json};
 
+use super::client_config::ClientConfig;
 use super::filter::Filters;
 use super::format::{Table, check_inspect, raw, render_inspect};
 use super::{CliError, Context, Exit, Outcome};
@@ -53,7 +56,7 @@ pub struct InspectArgs {
 /// List networks
 #[derive(clap::Args, Debug)]
 pub struct ListArgs {
-    /// Provide filter values: driver, id, name, scope, type
+    /// Provide filter values: dangling, driver, id, label, name, scope, type
     #[arg(short, long, value_name = "FILTER")]
     filter: Vec<String>,
     /// Format output using a custom template: 'table', 'table TEMPLATE', 'json', or 'TEMPLATE'
@@ -117,7 +120,7 @@ const HEADINGS: &[(&str, &str)] = &[
     ("Scope", "SCOPE"),
 ];
 const COLUMNS: &str = "{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}";
-const FILTERS: [&str; 5] = ["driver", "id", "name", "scope", "type"];
+const FILTERS: [&str; 7] = ["dangling", "driver", "id", "label", "name", "scope", "type"];
 
 impl Network {
     fn id(self) -> String {
@@ -177,7 +180,10 @@ fn remove(args: &RemoveArgs) -> Outcome {
 
 /// Nothing can be made, so nothing is unused.
 fn prune(ctx: &Context, args: &PruneArgs) -> Outcome {
-    Filters::parse(&args.filter, &["label", "label!", "until"])?;
+    let filters = Filters::parse(&args.filter, &["label", "label!", "until"])?;
+    if let Some(wrong) = filters.values("until").find(|value| super::until(value).is_none()) {
+        return Err(CliError::new(format!("failed to parse value as time or duration: {wrong:?}")));
+    }
     let warning = "WARNING! This will remove all custom networks not used by at least one container.";
     if args.force || super::prune::confirm(warning)? {
         super::prune::tell(ctx, "network", 0);
@@ -187,9 +193,16 @@ fn prune(ctx: &Context, args: &PruneArgs) -> Outcome {
 
 fn list(args: &ListArgs) -> Outcome {
     let filters = Filters::parse(&args.filter, &FILTERS)?;
+    if let Some(wrong) = filters.values("type").find(|value| !matches!(*value, "builtin" | "custom")) {
+        return Err(
+            CliError::new(format!("invalid filter: 'type'='{wrong}'")).with_hint("type is builtin or custom")
+        );
+    }
+    // What cannot be removed is not dangling.
+    let dangling = filters.flag("dangling")? == Some(true);
     let rows: Vec<Value> = NETWORKS
         .into_iter()
-        .filter(|network| keeps(*network, &filters))
+        .filter(|network| keeps(*network, &filters) && !dangling)
         .map(|network| {
             let id = network.id();
             json!({
@@ -205,9 +218,10 @@ fn list(args: &ListArgs) -> Outcome {
             })
         })
         .collect();
-    let raw = raw(&args.format, &RAW);
+    let format = ClientConfig::format(&args.format, args.quiet, |config| &config.networks_format);
+    let raw = raw(format, &RAW);
     let format =
-        if args.quiet && args.format.is_empty() { "{{.ID}}" } else { raw.as_deref().unwrap_or(&args.format) };
+        if args.quiet && args.format.is_empty() { "{{.ID}}" } else { raw.as_deref().unwrap_or(format) };
     print!("{}", Table { headings: HEADINGS, default: COLUMNS }.render(format, &rows)?);
     Ok(Exit::Success)
 }
@@ -219,8 +233,9 @@ const RAW: [(&str, &str); 4] =
 fn keeps(network: Network, filters: &Filters) -> bool {
     let id = network.id();
     filters.any("driver", |value| network.driver == value)
-        && filters.any("id", |value| id.starts_with(value))
-        && filters.any("name", |value| network.name.contains(value))
+        && filters.patterns("id").any(&[&id])
+        && filters.patterns("name").any(&[network.name])
+        && filters.labels(&BTreeMap::new())
         && filters.any("scope", |value| value == "local")
         && filters.any("type", |value| value == "builtin")
 }
@@ -339,5 +354,7 @@ mod tests {
         assert_eq!(names(&["name=o", "driver=host"]), ["host"]);
         assert_eq!(names(&["name=host", "name=none"]), ["host", "none"]);
         assert_eq!(names(&["type=custom"]), [] as [&str; 0]);
+        assert_eq!(names(&["name=^h.st$"]), ["host"]);
+        assert_eq!(names(&["label=a"]), [] as [&str; 0]);
     }
 }

@@ -26,7 +26,7 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
     if !args.force && !confirm("WARNING! This will remove all stopped containers.")? {
         return Ok(Exit::Success);
     }
-    let filter = super::ps::Filter::parse(&args.filter, FILTERS)?;
+    let filter = super::ps::Filter::parse(&ctx.root, &args.filter, FILTERS)?;
     let freed = remove_stopped(ctx, &filter)?;
     println!("Total reclaimed space: {}", super::format::human_size(freed));
     Ok(Exit::Success)

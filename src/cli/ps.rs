@@ -2,16 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::filter::Filters;
+use super::client_config::ClientConfig;
+use super::filter::{Filters, Patterns};
 use super::format::{Table, TemplateError, ago, human_duration, human_size, raw};
 use super::{CliError, Context, Exit, Outcome};
 use crate::id::Digest;
 use crate::image::{self, Source};
+use crate::plan::Protocol;
 use crate::plan::health::{Health, HealthStatus};
 use crate::plan::port::{parse_range, split_protocol};
 use crate::store::containers::{Containers, Record, State, Status};
@@ -31,8 +34,8 @@ pub struct Args {
     #[arg(long, default_value = "", hide_default_value = true)]
     format: String,
     /// Show n last created containers (includes all states)
-    #[arg(short = 'n', long, value_name = "INT")]
-    last: Option<usize>,
+    #[arg(short = 'n', long, value_name = "INT", allow_negative_numbers = true)]
+    last: Option<i64>,
     /// Show the latest created container (includes all states)
     #[arg(short, long)]
     latest: bool,
@@ -77,8 +80,10 @@ const COMMAND_LEN: usize = 20;
 /// A filter or template that is wrong; a store that cannot be read.
 pub fn run(ctx: &Context, args: &Args) -> Outcome {
     let containers = Containers::new(&ctx.root);
-    let filter = Filter::parse(&args.filter, FILTERS)?;
-    let last = if args.latest { Some(1) } else { args.last };
+    let filter = Filter::parse(&ctx.root, &args.filter, FILTERS)?;
+    // As Docker: none, and fewer, is no limit.
+    let last = args.last.and_then(|last| usize::try_from(last).ok()).filter(|last| *last > 0);
+    let last = if args.latest { Some(1) } else { last };
     let all = args.all || last.is_some() || filter.shows_stopped();
     let mut found = Vec::new();
     for id in containers.ids()? {
@@ -99,18 +104,19 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
         return Ok(Exit::Success);
     }
     let catalog = Store::open(&ctx.root)?.catalog()?;
+    let format = ClientConfig::format(&args.format, args.quiet, |config| &config.ps_format);
     let rows: Vec<Value> = found
         .iter()
         .map(|(record, status)| {
-            let mut row = row(record, status, &containers, args);
+            let mut row = row(record, status, &containers, args, format);
             row["Image"] = shown_image(&catalog, record, args.no_trunc).into();
             row["Platform"] = platform(&catalog, record);
             row
         })
         .collect();
     let default = if args.size { WITH_SIZE } else { DEFAULT };
-    let raw = raw(&args.format, if args.size { &RAW } else { &RAW[..RAW.len() - 1] });
-    let format = raw.as_deref().unwrap_or(&args.format);
+    let raw = raw(format, if args.size { &RAW } else { &RAW[..RAW.len() - 1] });
+    let format = raw.as_deref().unwrap_or(format);
     let table = Table { headings: HEADINGS, default }.try_render(format, &rows).map_err(|error| {
         error.told_as(match error {
             TemplateError::Parse { .. } => "failed to parse template",
@@ -135,14 +141,15 @@ const RAW: [(&str, &str); 10] = [
     ("size", "Size"),
 ];
 
-fn row(record: &Record, status: &Status, containers: &Containers, args: &Args) -> Value {
+fn row(record: &Record, status: &Status, containers: &Containers, args: &Args, format: &str) -> Value {
+    let wants = |field: &str| format.contains(field) || format.contains("json");
     let mounts: Vec<String> = containers
         .plan::<Saved>(&record.id)
         .ok()
-        .filter(|_| args.format.contains("Mounts") || args.format == "json")
+        .filter(|_| wants("Mounts"))
         .map(|saved| super::inspect::mount_names(&saved, args.no_trunc))
         .unwrap_or_default();
-    let networks = match args.format.contains("Networks") || args.format == "json" {
+    let networks = match wants("Networks") {
         true => containers
             .plan::<Saved>(&record.id)
             .map(|saved| super::inspect::network_name(&saved))
@@ -150,7 +157,7 @@ fn row(record: &Record, status: &Status, containers: &Containers, args: &Args) -
         false => String::new(),
     };
     let labels: Vec<String> = record.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let wants_size = args.size || args.format.contains("Size");
+    let wants_size = args.size || format.contains("Size");
     json!({
         "ID": if args.no_trunc { record.id.as_str() } else { record.id.short() },
         "Image": record.image,
@@ -308,91 +315,178 @@ pub fn size_on_disk(path: &Path) -> u64 {
     std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| size_on_disk(&entry.path())).sum()
 }
 
-/// Filters of `ps`.
+/// Filters of `ps`. Docker knows `isolation` of Windows alone, and takes it everywhere.
 const FILTERS: &[&str] = &[
-    "id", "name", "label", "exited", "status", "ancestor", "before", "since", "volume", "network", "publish",
-    "expose", "health", "is-task",
+    "id",
+    "name",
+    "label",
+    "exited",
+    "status",
+    "ancestor",
+    "before",
+    "since",
+    "volume",
+    "network",
+    "publish",
+    "expose",
+    "health",
+    "is-task",
+    "isolation",
 ];
 
+const STATES: [&str; 7] = ["created", "running", "paused", "restarting", "removing", "exited", "dead"];
+const HEALTH: [&str; 4] = ["starting", "healthy", "unhealthy", "none"];
+
+/// Ports of `publish` and `expose`.
+type Ports = (RangeInclusive<u16>, Protocol);
+
 /// `--filter key=value`, each key's values joined by or, keys by and.
-#[derive(Clone, Debug, Default)]
-pub struct Filter(Filters, Vec<String>);
+#[derive(Debug, Default)]
+pub struct Filter {
+    given: Filters,
+    ids: Patterns,
+    names: Patterns,
+    exited: Vec<i64>,
+    /// Containers older than all of these, and younger than all of these.
+    before: Vec<Timestamp>,
+    since: Vec<Timestamp>,
+    publish: Vec<Ports>,
+    expose: Vec<Ports>,
+    /// Of `ancestor`: images, and those that are made of them.
+    ancestors: Option<BTreeSet<Digest>>,
+    is_task: Option<bool>,
+}
 
 impl Filter {
     /// Reads the flags.
     ///
     /// # Errors
-    /// A key that is not among `known`, or no key at all.
-    pub fn parse(texts: &[String], known: &[&str]) -> Result<Self, CliError> {
-        let keys = known.iter().filter(|key| !key.starts_with("label")).map(|key| (*key).to_owned());
-        Ok(Self(Filters::parse(texts, known)?, keys.collect()))
+    /// A key that is not among `known`, no key at all, a value that the key cannot have.
+    pub fn parse(root: &Path, texts: &[String], known: &[&str]) -> Result<Self, CliError> {
+        let given = Filters::parse(texts, known)?;
+        if let Some(wrong) = given.values("status").find(|value| !STATES.contains(value)) {
+            return Err(CliError::new(format!("invalid filter 'status={wrong}'"))
+                .with_hint(format!("states are {}", STATES.join(", "))));
+        }
+        if let Some(wrong) = given.values("health").find(|value| !HEALTH.contains(value)) {
+            return Err(CliError::new(format!("unrecognised filter value for health: {wrong}"))
+                .with_hint(format!("values are {}", HEALTH.join(", "))));
+        }
+        let number = |text: &str| {
+            let wrong =
+                || CliError::new(format!("invalid filter 'exited={text}'")).with_hint("exited is a number");
+            text.parse::<i64>().map_err(|_| wrong())
+        };
+        let containers = Containers::new(root);
+        let created = |reference: &str| -> Result<Timestamp, CliError> {
+            Ok(containers.find(reference).map(|container| container.created)?)
+        };
+        let until = |text: &str| {
+            super::until(text).ok_or_else(|| {
+                CliError::new(format!("failed to parse value as time or duration: {text:?}"))
+                    .with_hint("until is a time, or a duration such as 24h")
+            })
+        };
+        let mut before: Vec<Timestamp> = given.values("before").map(created).collect::<Result<_, _>>()?;
+        before.extend(given.values("until").map(until).collect::<Result<Vec<_>, _>>()?);
+        Ok(Self {
+            ids: given.patterns("id"),
+            names: given.patterns("name"),
+            exited: given.values("exited").map(number).collect::<Result<_, _>>()?,
+            before,
+            since: given.values("since").map(created).collect::<Result<_, _>>()?,
+            publish: ports_of(&given, "publish")?,
+            expose: ports_of(&given, "expose")?,
+            ancestors: ancestors(root, &given)?,
+            is_task: given.flag("is-task")?,
+            given,
+        })
     }
 
     fn shows_stopped(&self) -> bool {
-        self.0.has("status") || self.0.has("exited")
+        self.given.has("status")
     }
 
     /// Whether a container passes every key.
     #[must_use]
     pub fn matches(&self, record: &Record, status: &Status, containers: &Containers) -> bool {
-        let Self(filters, keys) = self;
-        filters.labels(&record.labels)
-            && keys
-                .iter()
-                .all(|key| filters.any(key, |value| matches_one(key, value, record, status, containers)))
+        let name = record.name.as_str();
+        let exited = || match status {
+            Status::Exited(Some(_), exit) => self.exited.contains(&i64::from(exit.code)),
+            _ => false,
+        };
+        let image = || record.image_id.as_ref().and_then(|id| id.parse::<Digest>().ok());
+        let by_image = |images: &BTreeSet<Digest>| image().is_some_and(|id| images.contains(&id));
+        self.given.labels(&record.labels)
+            && self.ids.any(&[record.id.as_str()])
+            && self.names.any(&[name, &format!("/{name}")])
+            && self.given.any("status", |value| value == state_word(status))
+            && (self.exited.is_empty() || exited())
+            && self.before.iter().all(|time| record.created < *time)
+            && self.since.iter().all(|time| record.created > *time)
+            && self.ancestors.as_ref().is_none_or(by_image)
+            && self.is_task != Some(true)
+            && self.given.any("health", |value| {
+                let health = health(containers, record).filter(|_| matches!(status, Status::Running(_)));
+                value == health.map_or("none", |health| health.status.as_str())
+            })
+            && self.matches_plan(record, containers)
+    }
+
+    /// What the container was made with, which is read only where it is asked for.
+    fn matches_plan(&self, record: &Record, containers: &Containers) -> bool {
+        if !["volume", "network", "publish", "expose"].iter().any(|key| self.given.has(key)) {
+            return true;
+        }
+        let Ok(saved) = containers.plan::<Saved>(&record.id) else { return false };
+        let among = |asked: &[Ports], port: u16, protocol| {
+            asked.iter().any(|(ports, kind)| ports.contains(&port) && *kind == protocol)
+        };
+        let network = &saved.plan.network;
+        self.given.any("volume", |value| {
+            let mounts = saved.plan.spec.mounts();
+            record.volumes.iter().any(|name| name == value)
+                || mounts.iter().flatten().any(|mount| mount.destination() == Path::new(value))
+        }) && self.given.any("network", |value| super::inspect::network_name(&saved) == value)
+            && (self.publish.is_empty()
+                || network
+                    .publish
+                    .iter()
+                    .any(|port| among(&self.publish, port.container_port, port.protocol)))
+            && (self.expose.is_empty()
+                || network.expose.iter().any(|(port, kind)| among(&self.expose, *port, *kind)))
     }
 }
 
-fn matches_one(key: &str, value: &str, record: &Record, status: &Status, containers: &Containers) -> bool {
-    let created = |reference: &str| containers.find(reference).map(|other| other.created);
-    match key {
-        "id" => record.id.as_str().starts_with(value),
-        "name" => record.name.as_str().contains(value.trim_start_matches(['^', '/']).trim_end_matches('$')),
-        "status" => state_word(status) == value,
-        "exited" => matches!(status, Status::Exited(Some(_), exit) if exit.code.to_string() == value),
-        "ancestor" => {
-            record.image == value
-                || record.image.split(':').next() == Some(value)
-                || record.image_id.as_deref().is_some_and(|id| {
-                    id.trim_start_matches("sha256:").starts_with(value.trim_start_matches("sha256:"))
-                        && !value.is_empty()
-                })
-        }
-        "before" => created(value).is_ok_and(|time| record.created < time),
-        "since" => created(value).is_ok_and(|time| record.created > time),
-        "until" => super::until(value).is_some_and(|time| record.created < time),
-        "volume" => containers.plan::<Saved>(&record.id).is_ok_and(|saved| {
-            record.volumes.iter().any(|name| name == value)
-                || saved
-                    .plan
-                    .spec
-                    .mounts()
-                    .iter()
-                    .flatten()
-                    .any(|mount| mount.destination() == Path::new(value))
-        }),
-        "network" => containers
-            .plan::<Saved>(&record.id)
-            .is_ok_and(|saved| super::inspect::network_name(&saved) == value),
-        "publish" | "expose" => containers.plan::<Saved>(&record.id).is_ok_and(|saved| {
-            let asked =
-                split_protocol(value).and_then(|(ports, protocol)| Ok((parse_range(ports)?, protocol))).ok();
-            let fits = |inner: u16, kind| {
-                asked.as_ref().is_some_and(|(ports, protocol)| ports.contains(&inner) && *protocol == kind)
-            };
-            if key == "publish" {
-                saved.plan.network.publish.iter().any(|port| fits(port.container_port, port.protocol))
-            } else {
-                saved.plan.network.expose.iter().any(|(port, kind)| fits(*port, *kind))
-            }
-        }),
-        "health" => {
-            let health = health(containers, record).filter(|_| matches!(status, Status::Running(_)));
-            value == health.map_or("none", |health| health.status.as_str())
-        }
-        "is-task" => value == "false",
-        _ => false,
+fn ports_of(given: &Filters, key: &str) -> Result<Vec<Ports>, CliError> {
+    let read = |value: &str| {
+        let ports = split_protocol(value).and_then(|(ports, kind)| Ok((parse_range(ports)?, kind)));
+        ports.map_err(|error| {
+            CliError::new(format!(
+                "error while looking up for {key} {value}: {}",
+                crate::sandbox::chain(&error)
+            ))
+        })
+    };
+    given.values(key).map(read).collect()
+}
+
+/// The images that `ancestor` names, and those whose lowest layers are all of one's. A name of no image is none.
+fn ancestors(root: &Path, given: &Filters) -> Result<Option<BTreeSet<Digest>>, CliError> {
+    if !given.has("ancestor") {
+        return Ok(None);
     }
+    let catalog = Store::open(root)?.catalog()?;
+    let named: Vec<Digest> =
+        given.values("ancestor").filter_map(|name| image::find(&catalog, name).ok()).collect();
+    let made_of = |layers: &[Digest]| {
+        named
+            .iter()
+            .filter_map(|id| catalog.images.get(id))
+            .any(|ancestor| layers.len() > ancestor.layers.len() && layers.starts_with(&ancestor.layers))
+    };
+    let descendants = catalog.images.iter().filter(|(_, entry)| made_of(&entry.layers));
+    Ok(Some(descendants.map(|(id, _)| id.clone()).chain(named.iter().cloned()).collect()))
 }
 
 #[cfg(test)]

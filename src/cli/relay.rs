@@ -10,6 +10,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
+use super::client_config::ClientConfig;
 use crate::supervisor::client::Client;
 use crate::supervisor::control::{Reply, Request};
 use crate::supervisor::stream::{self, Kind};
@@ -442,6 +443,15 @@ impl Relay<'_> {
 fn put(to: &mut impl io::Write, bytes: &[u8]) -> io::Result<()> {
     to.write_all(bytes)?;
     to.flush()
+}
+
+/// The keys that end an attachment: those of `--detach-keys`, of config.json's `detachKeys`, ctrl-p ctrl-q.
+///
+/// # Errors
+/// What is no key.
+pub fn detach_keys(flag: Option<&str>) -> Result<Vec<u8>, super::CliError> {
+    let configured = || Some(ClientConfig::of_user().detach_keys.as_str()).filter(|keys| !keys.is_empty());
+    flag.or_else(configured).map_or_else(|| Ok(DETACH_KEYS.to_vec()), parse_detach_keys)
 }
 
 /// Reads Docker's notation: keys separated by commas, `ctrl-` and one of `a-z @ [ \ ] ^ _`, or a

@@ -102,10 +102,8 @@ pub fn own_size() -> Option<(u16, u16)> {
 /// # Errors
 /// Detach keys that are none.
 pub fn relay_options(stdio: &StdioRequest) -> Result<relay::Options, CliError> {
-    let detach_keys = match &stdio.detach_keys {
-        Some(text) => relay::parse_detach_keys(text).map_err(|error| error.with_exit(Exit::Engine))?,
-        None => relay::DETACH_KEYS.to_vec(),
-    };
+    let detach_keys =
+        relay::detach_keys(stdio.detach_keys.as_deref()).map_err(|error| error.with_exit(Exit::Engine))?;
     Ok(relay::Options {
         stdin: wanted(stdio).stdin,
         terminal: stdio.tty,

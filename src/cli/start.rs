@@ -60,10 +60,7 @@ fn attached(containers: &Containers, reference: &str, args: &Args) -> Outcome {
         stdin,
         terminal,
         proxy_signals: true,
-        detach_keys: match &args.detach_keys {
-            Some(text) => relay::parse_detach_keys(text)?,
-            None => relay::DETACH_KEYS.to_vec(),
-        },
+        detach_keys: relay::detach_keys(args.detach_keys.as_deref())?,
         tells_of_leaving: false,
     };
     match stream {

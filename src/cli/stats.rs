@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::client_config::ClientConfig;
 use super::format::{Table, human_size, human_size_binary};
 use super::{CliError, Context, Exit, Outcome, top};
 use crate::store::containers::{Containers, Record, State, Status};
@@ -81,7 +82,8 @@ pub fn run(ctx: &Context, args: &Args) -> Outcome {
                     row(record, look.as_ref(), before.get(record.id.as_str()), args.no_trunc)
                 })
                 .collect();
-            let table = Table { headings: HEADINGS, default: DEFAULT }.render(&args.format, &rows)?;
+            let format = ClientConfig::format(&args.format, false, |config| &config.stats_format);
+            let table = Table { headings: HEADINGS, default: DEFAULT }.render(format, &rows)?;
             write!(std::io::stdout().lock(), "{}{table}", if clears { CLEAR } else { "" })?;
             std::io::stdout().flush()?;
             if args.no_stream {

@@ -69,7 +69,7 @@ pub fn run(ctx: &Context, verb: Verb) -> Outcome {
 
 /// Stopped containers, then volumes and images, which they may have used.
 fn prune(ctx: &Context, args: &PruneArgs) -> Outcome {
-    let containers = super::ps::Filter::parse(&args.filter, super::prune::FILTERS)?;
+    let containers = super::ps::Filter::parse(&ctx.root, &args.filter, super::prune::FILTERS)?;
     if args.volumes && args.filter.iter().any(|filter| filter.starts_with("until=")) {
         return Err(CliError::new("The \"until\" filter is not supported with \"--volumes\""));
     }

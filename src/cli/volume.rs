@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::client_config::ClientConfig;
 use super::filter::Filters;
 use super::format::{Table, check_inspect, human_size_exact, raw, render_inspect};
 use super::{CliError, Context, Exit, Outcome};
@@ -281,12 +282,10 @@ fn list(ctx: &Context, args: &ListArgs) -> Outcome {
             rows.push(row(&volume));
         }
     }
-    let raw = raw(&args.format, &RAW);
-    let format = if args.quiet && args.format.is_empty() {
-        "{{.Name}}"
-    } else {
-        raw.as_deref().unwrap_or(&args.format)
-    };
+    let format = ClientConfig::format(&args.format, args.quiet, |config| &config.volumes_format);
+    let raw = raw(format, &RAW);
+    let format =
+        if args.quiet && args.format.is_empty() { "{{.Name}}" } else { raw.as_deref().unwrap_or(format) };
     print!("{}", Table { headings: HEADINGS, default: COLUMNS }.render(format, &rows)?);
     Ok(Exit::Success)
 }
@@ -313,7 +312,7 @@ fn row(volume: &Volume) -> Value {
 
 /// Whether a volume passes all filters but `dangling`.
 fn keeps(filters: &Filters, volume: &Volume) -> bool {
-    filters.any("name", |part| volume.name.as_str().contains(part))
+    filters.patterns("name").any(&[volume.name.as_str()])
         && filters.any("driver", |driver| driver == LOCAL)
         && filters.labels(&volume.meta.labels)
 }

@@ -515,6 +515,63 @@ fn secrets_are_handed_over() {
     h.run("rm var").ok();
 }
 
+/// What `psFormat` and its kin of Docker's config.json say holds where no flag says otherwise.
+#[test]
+fn formats_of_dockers_config_are_taken() {
+    let Some(h) = Hostel::new() else { return };
+    let dir = h.scratch("docker");
+    let text = r#"{"psFormat": "{{.Names}}!", "imagesFormat": "{{.Tag}}!", "volumesFormat": "{{.Name}}!",
+        "networksFormat": "{{.Name}}!", "statsFormat": "{{.Name}}!", "pluginsFormat": "x", "HttpHeaders": {"A": "b"}}"#;
+    std::fs::write(dir.join("config.json"), text).unwrap();
+    let with = |line: &str| h.cmd(line).env("DOCKER_CONFIG", dir.to_string_lossy().as_ref()).run();
+    let id = h.detached("--name one busybox sleep 1000");
+    h.run("volume create vol").ok();
+    let short = format!("{}\n", &id[..12]);
+    let table = [
+        ("ps", "one!\n"),
+        ("ps --format {{.Image}}", "busybox\n"),
+        ("ps -q", short.as_str()),
+        ("images busybox:1", "1!\n"),
+        ("volume ls", "vol!\n"),
+        ("volume ls -q", "vol\n"),
+        ("network ls --filter driver=null", "none!\n"),
+        ("stats --no-stream", "one!\n"),
+    ];
+    for (line, text) in table {
+        let done = with(line);
+        done.ok();
+        assert_eq!((done.stdout.as_str(), done.stderr.as_str()), (text, ""), "{line}");
+    }
+    for broken in ["{", "[]", r#"{"psFormat": 3}"#] {
+        std::fs::write(dir.join("config.json"), broken).unwrap();
+        let done = with("ps --format {{.Names}}");
+        done.ok();
+        assert_eq!(done.stdout, "one\n", "{broken}");
+        // Not asked for, not read.
+        assert_eq!(done.stderr, "", "{broken}");
+        let done = with("ps");
+        done.ok();
+        assert!(done.stdout.starts_with("CONTAINER ID "), "{broken}: {}", done.stdout);
+        let wanted = format!("WARNING: Error parsing config file ({}): ", dir.join("config.json").display());
+        assert!(
+            done.stderr.starts_with(&wanted) && done.stderr.lines().count() == 1,
+            "{broken}: {}",
+            done.stderr
+        );
+    }
+    h.run("rm -f one").ok();
+    h.run("volume rm vol").ok();
+}
+
+#[test]
+fn an_inspected_environment_is_what_was_asked_for() {
+    let Some(h) = Hostel::new() else { return };
+    h.run("create --name one -e B=2 -e A=1 busybox true").ok();
+    let text = h.run("inspect -f '{{json .Config.Env}}' one").ok().out();
+    assert!(text.starts_with(r#"["B=2","A=1""#) && !text.contains("HOSTNAME"), "{text}");
+    h.run("rm one").ok();
+}
+
 #[test]
 fn proxies_of_dockers_config_are_variables() {
     let Some(h) = Hostel::new() else { return };

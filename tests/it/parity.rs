@@ -147,7 +147,7 @@ const RUN: [(&str, Answer); 60] = [
 ];
 
 /// A container's life by its verbs.
-const LIFE: [(&str, Answer); 61] = [
+const LIFE: [(&str, Answer); 101] = [
     ("create --name cc busybox sh -c 'echo said; exit 3'", Podman),
     ("inspect -f '{{.State.Status}}' cc", Podman),
     ("inspect -f '{{.RestartCount}}' cc", Podman),
@@ -156,6 +156,20 @@ const LIFE: [(&str, Answer); 61] = [
     ("inspect -f '{{json .Config.Cmd}}' cc", Podman),
     ("inspect -f '{{.HostConfig.RestartPolicy.Name}}' cc", Docker(0, "no\n")),
     ("inspect -f '{{.NoSuchField}}' cc", Docker(1, "")),
+    ("inspect -f '{{' cc", Docker(64, "")),
+    ("inspect -f '{{' nosuch", Docker(64, "")),
+    ("inspect -f '{{nosuch}}' cc", Docker(64, "")),
+    ("inspect -f '{{len 3}}' cc", Docker(1, "")),
+    ("inspect -f '{{define \"x\"}}<{{.}}>{{end}}{{template \"x\" .Name}}' cc", Docker(0, "</cc>\n")),
+    ("inspect -f '{{printf \"%q %5d|\" .Path .RestartCount}}' cc", Docker(0, "\"sh\"     0|\n")),
+    (
+        "inspect -f '{{html \"<a>\"}} {{js \"<\"}} {{urlquery \"a b\"}}' cc",
+        Docker(0, "&lt;a&gt; \\u003C a+b\n"),
+    ),
+    ("inspect -f '{{with \"\"}}a{{else with .Path}}{{.}}{{end}}' cc", Docker(0, "sh\n")),
+    ("info --format '{{'", Docker(64, "")),
+    ("version --format '{{'", Docker(64, "")),
+    ("events --format '{{' --until 0s", Docker(64, "")),
     ("start cc", Podman),
     ("wait cc", Podman),
     ("start -a cc", Podman),
@@ -173,6 +187,35 @@ const LIFE: [(&str, Answer); 61] = [
     ("ps -a --filter exited=4 --format '{{.Names}}'", Podman),
     ("ps -a --filter label=nosuch --format '{{.Names}}'", Podman),
     ("ps --filter nosuch=1", Docker(1, "")),
+    ("ps --format '{{'", Docker(1, "")),
+    ("ps --format '{{.NoSuch}}' -a", Docker(1, "")),
+    ("ps -a --format 'table {{.Label \"com.x-y\"}}|{{upper .Names}}'", Docker(0, "x y|NAMES\n|CC\n")),
+    ("ps -a --format 'table{{.Names}}'", Docker(0, "NAMES\ncc\n")),
+    ("ps -a --filter 'name=^c.$' --format '{{.Names}}'", Docker(0, "cc\n")),
+    ("ps -a --filter 'name=^/cc$' --format '{{.Names}}'", Docker(0, "cc\n")),
+    ("ps -a --filter 'name=^(aa|cc)$' --format '{{.Names}}'", Docker(0, "cc\n")),
+    ("ps -a --filter 'name=[' --format '{{.Names}}'", Docker(0, "")),
+    ("ps -a --filter name=C --format '{{.Names}}'", Docker(0, "")),
+    ("ps -a --filter ancestor=busybox --format '{{.Names}}'", Docker(0, "cc\n")),
+    ("ps -a --filter ancestor=busybox:1 --format '{{.Names}}'", Docker(0, "cc\n")),
+    ("ps -a --filter ancestor=env --format '{{.Names}}'", Docker(0, "")),
+    ("ps -a --filter ancestor=nosuch --format '{{.Names}}'", Docker(0, "")),
+    ("ps --filter exited=3 --format '{{.Names}}'", Docker(0, "")),
+    ("ps --filter status=exited --format '{{.Names}}'", Docker(0, "cc\n")),
+    ("ps -n 0 --format '{{.Names}}'", Docker(0, "")),
+    ("ps -n 5 --format '{{.Names}}'", Docker(0, "cc\n")),
+    ("ps -a --filter is-task=false --format '{{.Names}}'", Docker(0, "cc\n")),
+    ("ps -a --filter is-task=true --format '{{.Names}}'", Docker(0, "")),
+    ("ps -a --filter isolation=default --format '{{.Names}}'", Docker(0, "cc\n")),
+    ("ps -a --filter is-task=maybe", Docker(1, "")),
+    ("ps -a --filter status=nosuch", Docker(1, "")),
+    ("ps -a --filter health=nosuch", Docker(1, "")),
+    ("ps -a --filter exited=x", Docker(1, "")),
+    ("ps -a --filter before=nosuch", Docker(1, "")),
+    ("ps -a --filter since=nosuch", Docker(1, "")),
+    ("ps -a --filter publish=x", Docker(1, "")),
+    ("ps -a --filter expose=1-99999", Docker(1, "")),
+    ("container prune -f --filter until=x", Docker(1, "")),
     ("ps -q", Podman),
     ("rename cc dd", Podman),
     ("rename nosuch ee", Docker(1, "")),
@@ -212,13 +255,17 @@ const LIFE: [(&str, Answer); 61] = [
 ];
 
 /// Volumes, images, and what has no verb of its own.
-const THINGS: [(&str, Answer); 30] = [
+const THINGS: [(&str, Answer); 34] = [
     ("volume create vv", Podman),
     ("volume create vv", Docker(0, "vv\n")),
     ("volume create --label a=b labelled", Podman),
     ("volume ls -q", Podman),
     ("volume ls -q --filter label=a=b", Podman),
     ("volume ls -q --filter name=vv", Podman),
+    ("volume ls -q --filter 'name=^v.$'", Docker(0, "vv\n")),
+    ("volume ls -q --filter 'name=['", Docker(0, "")),
+    ("volume ls -q --filter label=a=c", Docker(0, "")),
+    ("volume ls -q --filter driver=loc", Docker(0, "")),
     ("volume ls --format '{{.Driver}} {{.Name}}'", Podman),
     ("volume inspect -f '{{.Name}} {{.Driver}} {{.Scope}}' vv", Podman),
     ("volume inspect nosuch", Docker(1, "[]\n")),
@@ -337,7 +384,7 @@ const NET: [(&str, Answer); 68] = [
 ];
 
 /// Images by their verbs, and filters of all listings. Podman writes `localhost/` before names.
-const IMAGES: [(&str, Answer); 47] = [
+const IMAGES: [(&str, Answer); 57] = [
     // Podman shows all names of an image that has this one.
     ("images --format '{{.Tag}}' busybox:1", Docker(0, "1\n")),
     ("images -q nosuch", Podman),
@@ -387,6 +434,16 @@ const IMAGES: [(&str, Answer); 47] = [
     ("volume ls --filter dangling=maybe", Docker(1, "")),
     ("volume ls --filter nosuch=1", Docker(1, "")),
     ("network ls --filter nosuch=1", Docker(1, "")),
+    ("network ls --format '{{.Name}}' --filter 'name=^h.st$'", Docker(0, "host\n")),
+    ("network ls --format '{{.Name}}' --filter label=a", Docker(0, "")),
+    ("network ls --format '{{.Name}}' --filter dangling=true", Docker(0, "")),
+    ("network ls --filter dangling=x", Docker(1, "")),
+    ("network ls --filter type=x", Docker(1, "")),
+    ("network prune -f --filter until=x", Docker(1, "")),
+    ("images --filter 'reference=['", Docker(1, "")),
+    ("images --format '{{.Tag}}' --filter 'reference=b?sybox:1'", Docker(0, "1\n")),
+    ("events --until 0s --filter plugin=x", Docker(0, "")),
+    ("events --until 0s --filter nosuch=x", Docker(1, "")),
     ("network ls -q --filter driver=nosuch", Docker(0, "")),
     ("ps --filter name", Docker(125, "")),
 ];

@@ -45,22 +45,88 @@ fn ctrl_c_and_ctrl_d_go_to_the_container() {
     t.end();
 }
 
+/// Every step waits for what says that the one before was done: a job for its first word, the shell for its prompt.
 #[test]
 fn job_control_works_inside() {
     let Some(h) = Hostel::debian() else { return };
     let mut t = Terminal::run(h.cmd("run -it --rm debian bash --norc"));
     t.expect("# ");
-    t.type_keys("sleep 100\n");
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    let job = "sh -c 'echo rea''dy; while :; do sleep 0.1; test ! -e /over || exit 5; done'";
+    t.type_keys(&format!("{job}\n"));
+    t.expect("ready\r\n");
     t.type_keys(CTRL_Z);
-    t.expect("Stopped");
-    t.type_keys("jobs; fg\n");
-    t.expect("Stopped");
-    t.expect("sleep 100\r\nsleep 100\r\n");
+    t.expect("[1]+  Stopped");
+    t.expect("# ");
+    t.type_keys("jobs\n");
+    t.expect("[1]+  Stopped");
+    t.expect("# ");
+    // In the background the shell reads on; the job can be stopped, listed and sent on.
+    t.type_keys("bg\n");
+    t.expect("[1]+ ");
+    t.expect("# ");
+    t.type_keys("echo \"running=$(jobs -r | wc -l).\"\n");
+    t.expect("running=1.");
+    t.expect("# ");
+    t.type_keys("kill -STOP %1; sleep 100 & echo \"jobs=$(jobs | wc -l).\"\n");
+    t.expect("jobs=2.");
+    t.expect("# ");
+    t.type_keys("kill %2; fg %1\n");
+    t.expect("fg %1\r\n");
+    t.expect("sh -c ");
+    // The one in the foreground gets the key, not the shell.
     t.type_keys(CTRL_C);
     t.expect("# ");
+    t.type_keys("echo \"code=$?\"\n");
+    t.expect("code=130\r\n");
+    t.expect("# ");
+    t.type_keys("touch /over; sh -c 'exit 5' & wait $!; echo \"code=$?\"\n");
+    t.expect("code=5\r\n");
     t.type_keys("exit 0\n");
     assert_eq!(t.end().0, 0);
+}
+
+/// A new size reaches whoever is in the foreground, as SIGWINCH, and the one after that too.
+#[test]
+fn a_running_program_hears_of_a_new_size() {
+    let Some(h) = Hostel::debian() else { return };
+    let mut t = Terminal::run(h.cmd("run -it --rm debian bash --norc"));
+    t.expect("# ");
+    let program =
+        "trap 'echo size=$(stty size).' WINCH; trap 'exit 3' USR1; echo rea''dy; while :; do sleep 0.1; done";
+    t.type_keys(&format!("bash -c \"{}\"\n", program.replace('$', "\\$")));
+    t.expect("ready\r\n");
+    for (rows, columns) in [(50, 132), (24, 80), (1, 1), (200, 300)] {
+        t.resize(rows, columns);
+        t.expect(&format!("size={rows} {columns}."));
+    }
+    t.type_keys(CTRL_C);
+    t.expect("# ");
+    t.type_keys("stty size\n");
+    t.expect("200 300\r\n");
+    t.type_keys("exit 0\n");
+    assert_eq!(t.end().0, 0);
+}
+
+#[test]
+fn detach_keys_of_dockers_config() {
+    let Some(h) = Hostel::new() else { return };
+    let dir = h.scratch("docker");
+    std::fs::write(dir.join("config.json"), r#"{"detachKeys": "ctrl-x,x"}"#).unwrap();
+    let with = |line: &str| h.cmd(line).env("DOCKER_CONFIG", dir.to_string_lossy().as_ref());
+    let mut t = Terminal::run(with("run -it --name dd busybox sh"));
+    t.expect("# ");
+    t.type_keys("\x18x");
+    assert_eq!(t.end().0, 0);
+    // The flag wins.
+    let mut t = Terminal::run(with("attach --detach-keys ctrl-a dd"));
+    t.type_keys("echo at''tached\n");
+    t.expect("attached\r\n");
+    t.type_keys("\x01");
+    t.end();
+    h.run("ps --format '{{.Names}}'").ok().stdout("dd\n");
+    std::fs::write(dir.join("config.json"), r#"{"detachKeys": "ctrl-xx"}"#).unwrap();
+    with("exec dd true").run().fails(1, &["invalid escape keys (ctrl-xx) provided"]);
+    h.run("rm -f dd").ok();
 }
 
 #[test]
