@@ -7,12 +7,14 @@ use crate::fixtures;
 use crate::harness::{Hostel, skip_for_this_kernel, words};
 
 /// Where Docker differs from hostel, and why. (The daemon of Debian 12 is 20.10; the command may be newer.)
-const DIFFERENT: [(&str, &str); 8] = [
+const DIFFERENT: [(&str, &str); 10] = [
     ("exec c1 nosuch", "127 since Docker 23, 126 before"),
     ("exec up nosuch", "127 since Docker 23, 126 before"),
     ("exec up /etc", "Docker prints runc's message on standard output"),
     ("commit -q nosuch", "-q is podman's"),
     ("inspect -f '{{.NoSuchField}}' cc", "Docker prints the empty line as well"),
+    ("inspect -f '{{len 3}}' cc", "Docker prints the empty line as well"),
+    ("events --until 0s --filter nosuch=x", "Docker passes over a filter of events that it does not know"),
     ("run --rm --tz UTC busybox date +%Z", "--tz is podman's"),
     (
         "run --rm -v /nosuch-dir-of-the-host/x:/x:ro busybox true",
