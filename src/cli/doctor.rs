@@ -192,10 +192,8 @@ fn nearest(root: &Path) -> &Path {
 
 fn store(root: &Path) -> Finding {
     const SUBJECT: &str = "store";
-    const NFS: i64 = 0x6969;
-    const SMB2: i64 = 0xfe53_4d42;
     let dir = nearest(root);
-    let kind = nix::sys::statfs::statfs(dir).map(|stat| stat.filesystem_type().0);
+    let kind = nix::sys::statfs::statfs(dir).map_or(0, |stat| stat.filesystem_type().0);
     let owner = fs::metadata(dir).map_or(u32::MAX, |meta| meta.uid());
     if access(dir, AccessFlags::W_OK).is_err() {
         return fail(
@@ -204,13 +202,26 @@ fn store(root: &Path) -> Finding {
             "name another directory with --root or HOSTEL_ROOT",
         );
     }
+    place(SUBJECT, root, kind)
+}
+
+/// What a writable store's filesystem means, by its magic number (statfs(2)).
+fn place(subject: &'static str, root: &Path, kind: i64) -> Finding {
+    const NFS: i64 = 0x6969;
+    const SMB2: i64 = 0xfe53_4d42;
+    const TMPFS: i64 = 0x0102_1994;
     match kind {
-        Ok(NFS | SMB2) => note(
-            SUBJECT,
+        NFS | SMB2 => note(
+            subject,
             format!("{} is on a network file system: slow, and for one machine at a time", root.display()),
             "name a local directory with --root or HOSTEL_ROOT",
         ),
-        _ => ok(SUBJECT, format!("{} is local and writable", root.display())),
+        TMPFS => note(
+            subject,
+            format!("{} is in memory: images and containers are gone after a reboot", root.display()),
+            "name a directory on a disk with --root or HOSTEL_ROOT",
+        ),
+        _ => ok(subject, format!("{} is local and writable", root.display())),
     }
 }
 
@@ -339,6 +350,18 @@ mod tests {
         assert_eq!(
             line(&fail("network", "no", "sudo modprobe tun")),
             "FAIL  network          no\n                       mend: sudo modprobe tun\n"
+        );
+    }
+
+    #[test]
+    fn a_store_is_told_by_its_filesystem() {
+        let said = |kind| line(&place("store", Path::new("/s"), kind));
+        assert_eq!(said(0xef53), "ok    store            /s is local and writable\n");
+        assert!(said(0x6969).starts_with("note  store            /s is on a network file system"));
+        let in_memory = said(0x0102_1994);
+        assert!(
+            in_memory.contains("gone after a reboot")
+                && in_memory.contains("mend: name a directory on a disk")
         );
     }
 }
