@@ -143,19 +143,12 @@ const RAW: [(&str, &str); 10] = [
 
 fn row(record: &Record, status: &Status, containers: &Containers, args: &Args, format: &str) -> Value {
     let wants = |field: &str| format.contains(field) || format.contains("json");
-    let mounts: Vec<String> = containers
-        .plan::<Saved>(&record.id)
-        .ok()
-        .filter(|_| wants("Mounts"))
-        .map(|saved| super::inspect::mount_names(&saved, args.no_trunc))
-        .unwrap_or_default();
-    let networks = match wants("Networks") {
-        true => containers
-            .plan::<Saved>(&record.id)
-            .map(|saved| super::inspect::network_name(&saved))
-            .unwrap_or_default(),
-        false => String::new(),
-    };
+    // It is ten times the record's size: only for who looks at it.
+    let saved =
+        (wants("Mounts") || wants("Networks")).then(|| containers.plan::<Saved>(&record.id).ok()).flatten();
+    let mounts =
+        saved.as_ref().map(|saved| super::inspect::mount_names(saved, args.no_trunc)).unwrap_or_default();
+    let networks = saved.as_ref().map(super::inspect::network_name).unwrap_or_default();
     let labels: Vec<String> = record.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let wants_size = args.size || format.contains("Size");
     json!({

@@ -979,7 +979,8 @@ fn optional<T>(result: Result<T>) -> Result<Option<T>> {
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     use std::io::Read as _;
-    let mut text = Vec::new();
+    // One read for nearly all of these files.
+    let mut text = Vec::with_capacity(16 << 10);
     File::open(path)
         .and_then(|file| file.take(MAX_JSON_BYTES).read_to_end(&mut text))
         .map_err(io_error("read", path))?;
